@@ -1,0 +1,164 @@
+# Vikhr: an English LLM taught another language, stage by stage. `make help` lists targets and variables.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SUFFIXES:
+.SECONDEXPANSION:
+.NOTPARALLEL: # stages own all cores or the accelerator
+
+PROFILE ?= demo##     which configs/<profile>/ to run: demo, test, vikhr-7b, llama2-7b, llama3-8b, nemo-12b
+VENV ?= .venv##        the virtual environment that is set up and used
+PYTHON ?= #      an interpreter with all requirements installed (the image's); no virtual environment then
+
+CONF := configs/$(PROFILE)
+$(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
+include $(CONF)/profile.mk
+GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
+
+D := data/$(PROFILE)
+C := checkpoints/$(PROFILE)
+RAW := data/raw
+MODELS := checkpoints/models
+K := .keys/$(PROFILE)
+CHECKPOINTS := base init cpt sft
+
+PY := $(or $(strip $(PYTHON)),$(VENV)/bin/python)
+ifeq ($(strip $(PYTHON)),)
+  READY := $(VENV)/.base
+  READY_TO_TEST := $(VENV)/.dev
+endif
+
+# What a profile needs of the machine is checked before anything else, the virtual environment included.
+QUIET_GOALS := help plan test lint clean
+ifneq ($(strip $(NEEDS)),)
+ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
+ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
+  $(if $(shell python3 scripts/preflight.py --profile=$(PROFILE) $(NEEDS) >&2 || echo missing),$(error profile $(PROFILE) can't run here))
+endif
+endif
+endif
+
+comma := ,
+empty :=
+list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
+conf = $(or $(CONF-$(1)),$(wildcard $(CONF)/$(1).yaml))
+run = $(PY) scripts/$(1).py $(addprefix --config=,$(call conf,$(2)))
+several := $(filter-out 0 1,$(GPUS))
+train = $(PYTHON) $(if $(several),-m torch.distributed.run --standalone --nproc_per_node=$(several)) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
+manifests = $(addsuffix /manifest.json,$(1))
+
+# The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
+lib-fetch := conversion documents extraction roff sources vocabulary spm
+lib-dedup := documents minhash paragraphs
+lib-filter := corruption documents languages paragraphs quality rules
+lib-tokenizer := documents fertility languages metrics models spm vocabulary
+lib-init := models vocabulary
+lib-pack := documents models packing losses
+lib-training := documents losses metrics models packing training
+lib-cpt := $(lib-training)
+lib-sft := $(lib-training) dialogues
+lib-eval := documents generation harness metrics models
+lib-report := documents
+script-tokenizer := train_spm
+script-init := init_embeddings
+code = scripts/$(or $(script-$(1)),$(1)).py $(patsubst %,scripts/lib/%.py,$(lib-$(1)))
+
+# What the Makefile itself decides about a stage.
+facts-dedup := $(SOURCES)
+facts-filter := $(ENCODER)
+facts-tokenizer := $(BASE) $(TOKENIZERS)
+facts-init := $(BASE)
+facts-sft := $(INSTRUCT)
+facts-eval := $(BASE)
+facts-report := $(SOURCES)
+
+##@ The pipeline
+.PHONY: all demo fetch dedup filter tokenizer init pack cpt sft eval report
+all: report ## everything, up to the report
+	@echo "the report: $(D)/report/report.html"
+demo: ## the whole pipeline on the embedded default, from nothing
+	@$(MAKE) PROFILE=demo all
+fetch: $(call manifests,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) ## corpora, models, tokenizers
+dedup: $(D)/dedup/manifest.json ## corpus without duplicate paragraphs
+filter: $(D)/filter/manifest.json ## corpus without poor documents; the trained filter
+tokenizer: $(C)/tokenizer/manifest.json ## the new tokenizer
+init: $(C)/init/manifest.json ## the base model with the new vocabulary
+pack: $(D)/pack/manifest.json ## training sequences, held-out documents
+cpt: $(C)/cpt/manifest.json ## continued pre-training, CE + KL
+sft: $(C)/sft/manifest.json ## instruction tuning
+eval: $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) ## scores of base, init, cpt and sft
+report: $(D)/report/manifest.json ## one HTML page about it all
+
+$(RAW)/%/manifest.json: .keys/sources/% | $(READY)
+	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
+
+$(MODELS)/%/manifest.json: .keys/sources/% | $(READY)
+	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
+
+$(D)/dedup/manifest.json: $(K)/dedup $(call manifests,$(SOURCES:%=$(RAW)/%)) | $(READY)
+	$(call run,dedup,dedup) --corpus=$(call list,$(SOURCES:%=$(RAW)/%/documents)) --out=$(@D)
+
+$(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCODER)/manifest.json | $(READY)
+	$(call run,filter,filter) --documents=$(D)/dedup/documents --encoder=$(MODELS)/$(ENCODER) --out=$(@D)
+
+$(C)/tokenizer/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
+	$(call run,train_spm,tokenizer) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
+
+$(C)/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
+	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --out=$(@D)
+
+$(D)/pack/manifest.json: $(K)/pack $(D)/filter/manifest.json $(C)/tokenizer/manifest.json | $(READY)
+	$(call run,pack,pack) --documents=$(D)/filter --tokenizer=$(C)/tokenizer --out=$(@D)
+
+$(C)/cpt/manifest.json: $(K)/cpt $(C)/init/manifest.json $(D)/pack/manifest.json | $(READY)
+	$(call train,cpt) --model=$(C)/init --pack=$(D)/pack --out=$(@D)
+
+$(C)/sft/manifest.json: $(K)/sft $(C)/cpt/manifest.json $(D)/pack/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) | $(READY)
+	$(call train,sft) --model=$(C)/cpt --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%)) --held_out=$(D)/pack/held_out --out=$(@D)
+
+model-base := $(MODELS)/$(BASE)
+model-init := $(C)/init
+model-cpt := $(C)/cpt
+model-sft := $(C)/sft
+$(D)/eval/%/manifest.json: $(K)/eval $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
+	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
+
+$(D)/report/manifest.json: $(K)/report $(C)/sft/manifest.json $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) | $(READY)
+	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER))) --dedup=$(D)/dedup --filter=$(D)/filter --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
+
+# A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
+# so neither `git checkout` nor a comment elsewhere trains a model again.
+key = mkdir -p $(@D) && { printf '%s\n' $(1); cat $(2) | sha256sum; } > $@.new && if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+.keys/sources/%: FORCE
+	+@$(call key,source,configs/sources/$*.yaml $(call code,fetch))
+$(K)/%: FORCE
+	+@$(call key,'$(facts-$*)',$(call code,$*) $(call conf,$*))
+.PHONY: FORCE
+FORCE:
+
+##@ Everything else
+.PHONY: help plan setup test lint clean
+help: ## this page
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@printf '\nVariables (make VARIABLE=value ...)\n'
+	@awk '/^[A-Z]+ \?= / {split($$0, part, /#+ */); split(part[1], name, / \?= */); printf "  %-12s %s (%s)\n", name[1], part[2], name[2] == "" ? "empty" : name[2]}' Makefile
+	@printf '\nOne stage by hand: $(PY) scripts/cpt.py --help\n'
+plan: ## what `make all` would run now, and nothing else
+	@$(MAKE) -n all | grep -E '^[^ ]*python.* scripts/' | sed 's/^/  /' || echo "nothing to do: everything is up to date"
+setup: $(READY) ## the virtual environment from pinned requirements
+test: $(READY_TO_TEST) ## the tests
+	$(PY) -m pytest
+lint: $(READY_TO_TEST) ## style of the code
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+clean: ## remove the profile's outputs (not what was fetched)
+	rm -rf $(D) $(C) $(K)
+
+$(VENV)/.%: requirements/%.txt
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: python3 is older than 3.11" >&2; exit 1; }
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV) || { rm -rf $(VENV); echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $<
+	@touch $@

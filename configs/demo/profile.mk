@@ -1,0 +1,9 @@
+# The embedded default: a real English model and real text from package registries; two CPU cores, no accelerator.
+BASE := smollm2-135m
+ENCODER := e5-small
+INSTRUCT := builtin-instruct
+# Russian to learn; English to remember by.
+SOURCES := wiktionary-ru word-senses-ru manpages-ru manpages-ru-dev libreoffice-help-ru fortunes-ru developers-reference-ru \
+  aptitude-doc-ru debian-faq-ru manpages-en manpages-dev-en libreoffice-help-en fortunes-en developers-reference-en aptitude-doc-en debian-faq-en
+# For the fertility report (the paper's Figure 1).
+TOKENIZERS := tokenizer-mistral tokenizer-llama2 tokenizer-llama3 tokenizer-gemma3 tokenizer-gpt4o tokenizer-qwen3

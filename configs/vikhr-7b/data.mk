@@ -1,0 +1,6 @@
+# What every big profile reads (configs/sources/): Table 2's kinds of text, Table 4's instructions, Figure 1's tokenizers, and
+# English Wikipedia, on which forgetting is measured.
+SOURCES := ru-wikipedia ru-news habr ru-science ru-web en-wikipedia
+INSTRUCT := saiga veles ru-flan nectar
+ENCODER := rubert-tiny2
+TOKENIZERS := tokenizer-llama2 tokenizer-llama3 tokenizer-gemma3 tokenizer-gpt4o tokenizer-qwen3

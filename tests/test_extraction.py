@@ -1,0 +1,250 @@
+"""Clean paragraphs out of manual pages, HTML, fortunes, the Wiktionary and word senses, against answers worked out by hand."""
+
+import json
+import sqlite3
+from collections import Counter
+
+import pytest
+
+from lib import extraction, instructions, roff
+
+PAGE = r""".\" a comment
+.TH GETENT 1 "7 января 2023" "Linux"
+.SH ИМЯ
+getent \- возвращает записи
+.SH СИНТАКСИС
+.nf
+\fBgetent\fP база
+.fi
+.SH ОПИСАНИЕ
+Команда \fBgetent\fP(1) отображает
+записи, см. \fI/etc/nsswitch.conf\fP.
+.PP
+Второй абзац с \(lqкавычками\(rq и\ \[u0436]уком.
+.TP
+.B \-h
+Справка.
+.TQ
+.TP
+.BR \-\-all ", " \-a
+Всё \
+сразу.
+.IP \(bu 2
+Пункт списка.
+.IP EINVAL
+Неверное значение.
+.EX
+int main(void);
+.EE
+.TS
+a b
+c d
+.TE
+.UR http://example.org
+Сайт
+.UE .
+.SH СМ. ТАКЖЕ
+.BR passwd (5)
+"""
+
+
+def test_a_manual_page_becomes_paragraphs():
+    assert roff.paragraphs(PAGE, {"см. также"}) == [
+        "ИМЯ",
+        "getent - возвращает записи",
+        "ОПИСАНИЕ",
+        "Команда getent(1) отображает записи, см. /etc/nsswitch.conf.",
+        "Второй абзац с “кавычками” и жуком.",
+        "-h: Справка.",
+        "--all, -a: Всё сразу.",
+        "Пункт списка.",
+        "EINVAL: Неверное значение.",
+        "Сайт.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (r"\fBa\f[CW]b\f(CWc\fP", "abc"),
+        (r"\s-1A\s0\s+2B\s0", "AB"),
+        (r"a\-b\ec\&d\|e\~f", r"a-b\cde f"),
+        (r"\(aq\(dq\[aq]\*(lqx\*(rq", "'\"'“x”"),
+        (r"x\h'2n'y\v'1'z", "xyz"),
+        (r"text \" comment", "text "),
+        (r"\[u041F]\[char65]\(bu", "ПA•"),
+    ],
+)
+def test_escapes(source, text):
+    assert roff.unescape(source) == text
+
+
+def test_sections_are_dropped_with_their_subsections():
+    page = ".SH A\nодин\n.SH SEE ALSO\nдва\n.SS sub\nтри\n.SH B\n.SS C\nчетыре\n.SH EMPTY\n"
+    assert roff.paragraphs(page, {"see also"}) == ["A", "один", "C", "четыре"]
+
+
+def test_an_unclosed_code_block_ends_at_the_next_section():
+    assert roff.paragraphs(".SH A\nодин\n.nf\ncode\n.SH B\nдва\n") == ["A", "один", "B", "два"]
+
+
+def test_mdoc_and_alias_pages_are_counted_and_left_out(tmp_path):
+    (tmp_path / "a.1").write_text(".Dd May 1\n.Dt LS 1\n.Sh NAME\n")
+    (tmp_path / "b.1").write_text(".so man1/a.1\n")
+    (tmp_path / "c.1").write_bytes('.\\" -*- coding: KOI8-R -*-\n.SH ИМЯ\nкраткое имя\n'.encode("koi8-r"))
+    (tmp_path / "d.1").write_bytes(b".SH X\nbroken \xff byte\n")
+    skipped = Counter()
+    units = list(extraction.man(sorted(tmp_path.iterdir()), (), skipped))
+    assert units == [["ИМЯ", "краткое имя"], ["broken byte"]]  # a title of one letter is no text
+    assert skipped == {"mdoc_page": 1, "alias_page": 1, "files_with_invalid_utf8": 1}
+
+
+HTML = """<?xml version="1.0" encoding="utf-8"?>
+<html><head><title>T</title><style>p{}</style></head><body>
+<header><p>Справка LibreOffice 7.4</p></header>
+<div id="DisplayArea">
+ <h1>Панель<a class="headerlink">¶</a></h1>
+ <p class="paragraph">Первый <b>абзац</b>,<br>со   связкой.</p>
+ <div class="howtoget"><p>Доступ к этой команде</p></div>
+ <p>Нажмите <span class="switchinline"><span hidden="true" id="MACx" class="MAC">Command</span><span id="defaultx">Ctrl</span></span>+F.</p>
+ <ul><li>Пункт <pre>code</pre>раз</li><li><p>Пункт два</p></li></ul>
+ <dl><dt>Термин</dt><dd>Его значение.</dd></dl>
+ <table><tr><th>Имя</th><th>Смысл</th></tr><tr><td>A</td><td><p>Первое</p></td></tr></table>
+ <h2>См. также</h2><p>Ссылка</p>
+ <h2>Пустой</h2>
+ <h2>Конец</h2><p>Скрытое &lt;emth&gt;слово&lt;/emth&gt; .</p>
+ <p class="embedded"><a href="x">Другая страница</a></p>
+</div>
+<footer><p>Debug</p></footer><script>x()</script></body></html>"""
+
+
+def test_an_html_page_becomes_paragraphs():
+    assert extraction.html_paragraphs(HTML, {"см. также"}) == [
+        "Панель",
+        "Первый абзац, со связкой.",
+        "Нажмите Ctrl+F.",
+        "Пункт раз",
+        "Пункт два",
+        "Термин: Его значение.",
+        "Имя — Смысл",
+        "A — Первое",
+        "Конец",
+        "Скрытое слово.",
+    ]
+
+
+def test_html_without_text_has_no_paragraphs():
+    assert extraction.html_paragraphs("") == []
+    assert extraction.html_paragraphs("<html><body><nav>Меню</nav></body></html>") == []
+
+
+def test_fortunes_join_wrapped_lines_and_keep_verse_and_dialogue(tmp_path):
+    (tmp_path / "a").write_text(
+        "Если подчинённый говорит о трудностях поставленной задачи, он\nваша основная трудность!\n\t\t-- Евгений Кащеев\n%\n"
+        "- Кто там?\n- Это я.\n%\n"
+        "/\\_/\\ (o.o) > ^ < ====== #### a\n%\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "a.dat").write_bytes(b"\x00\x01")
+    assert list(extraction.fortunes(sorted(tmp_path.iterdir()), Counter())) == [
+        ["Если подчинённый говорит о трудностях поставленной задачи, он ваша основная трудность! — Евгений Кащеев"],
+        ["- Кто там?", "- Это я."],
+    ]
+
+
+def test_wiktionary_markup():
+    markup = (
+        "{{разг.|ru}} [[крутой]] [[нрав|норов]], ''упрямый'' {{итп}} {{пример|У него {{выдел|норов}}{{-}}не сахар"
+        "|А. П. Чехов|Дуэль|1891|источник=НКРЯ}} {{пример|}} {{пример|Он {{выдел|упрям}} донельзя}}\n#"
+    )
+    assert extraction.wiki_entry(markup) == (
+        "разг. крутой норов, упрямый и т. п.",
+        ["У него норов — не сахар (А. П. Чехов, «Дуэль»)", "Он упрям донельзя."],
+    )
+    assert extraction.wiki_entry("{{действие|играть}}; {{=|забава}}{{неизвестно|x}}") == (
+        "действие по значению глагола «играть»; то же, что забава",
+        [],
+    )
+
+
+def test_wiktionary_entries(tmp_path):
+    database = tmp_path / "w.db"
+    rivers = [(i, f"Река{i}", f"Река{i}~ru~Река{i}~ru~[[река]]~1~2") for i in range(7)]
+    long = "Очень длинный пример " * 7
+    with sqlite3.connect(database) as connection:
+        connection.execute("CREATE TABLE synsets(synset_id INTEGER, lemma TEXT, definition TEXT)")
+        rows = [
+            *rivers,
+            (8, "аир", "аир~ru~аир~ru~{{бот.}} болотное растение {{пример|Цвёл аир на болоте.}}~1~2"),
+            (9, "бор", f"бор~ru~бор~ru~лес {{{{пример|{long}}}}}~1~2"),
+            (10, "зад", "зад~ru~зад~ru~{{обсц.}} нечто~1~2"),
+            (11, "ноль", "ноль~ru~ноль~ru~{{семантика|x}}~1~2"),
+        ]
+        connection.executemany("INSERT INTO synsets VALUES (?, ?, ?)", rows)
+    skipped = Counter()
+    units = list(extraction.wiktionary(database, skipped))
+    assert units[-2:] == [
+        ["аир — бот. болотное растение. Цвёл аир на болоте."],
+        ["бор — лес.", long.strip() + "."],
+    ]
+    assert len(units) == 5 + 2
+    assert skipped == {"same_pattern_entry": 2, "obscene_entry": 1, "empty_entry": 1}
+
+
+def test_contexts_keep_whole_sentences(tmp_path):
+    line = "обрывок начала. Мы\t бродили\t по городу до самого утра и ни о чём не жалели потом. И вдруг об\t\t1"
+    (tmp_path / "a.txt").write_text(f"\t\tзначение\t1\n{line}\nтолько\t слово\t без конца\t1\n", encoding="utf-8")
+    context = ["Он долго", " белил", " потолок в комнате, пока не стемнело за окнами совсем. Потом"]
+    (tmp_path / "b.json").write_text(json.dumps([{"0": "x"}, [[context, "1"]]]), encoding="utf-8")
+    skipped = Counter()
+    assert list(extraction.word_senses(sorted(tmp_path.iterdir()), skipped)) == [
+        ["Мы бродили по городу до самого утра и ни о чём не жалели потом."],
+        ["Он долго белил потолок в комнате, пока не стемнело за окнами совсем."],
+    ]
+    assert skipped == {"fragment": 1}
+
+
+def test_documents_are_joined_up_to_the_least_and_cut_beyond_the_most():
+    units = [["aa"], ["bb"], ["cccc", "dddd", "eeee"], ["f"]]
+    assert list(extraction.shape(units, min_chars=6, max_chars=10)) == [["aa", "bb"], ["cccc", "dddd"], ["eeee"], ["f"]]
+
+
+def test_cleaning():
+    assert extraction.clean("е\u0308ж\u00ad ик\u200b\u00a0 « Гроза » \x07.") == "ёж ик «Гроза»."
+    assert extraction.clean("файл .bashrc и команда ...") == "файл .bashrc и команда..."
+    assert extraction.plain("a  b\r\n\n\n\nc\t") == "a b\n\nc"
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "expected"),
+    [
+        (
+            {"conversations": [{"from": "human", "value": "Да?"}, {"from": "gpt", "value": " Нет. "}]},
+            {"messages": "conversations"},
+            [{"role": "user", "content": "Да?"}, {"role": "assistant", "content": "Нет."}],
+        ),
+        (
+            {"q": "Сложи.", "x": "1 и 2", "a": "3"},
+            {"prompt": "q", "input": "x", "answer": "a"},
+            [{"role": "user", "content": "Сложи.\n\n1 и 2"}, {"role": "assistant", "content": "3"}],
+        ),
+        (
+            {"p": "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?\n\nAssistant: ",
+             "a": [{"answer": "No", "rank": 2.0}, {"answer": "Yes", "rank": 1.0}]},
+            {"prompt": "p", "answer": "a"},
+            [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello"},
+                {"role": "user", "content": "Why?"},
+                {"role": "assistant", "content": "Yes"},
+            ],
+        ),
+        ({"messages": [{"role": "user", "content": "x"}]}, {}, "the last message is not the assistant's"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, {}, "a message of unknown role 'robot'"),
+        ({"messages": [{"role": "assistant", "content": ""}]}, {}, "a message without text"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, {}, "user and assistant do not take turns"),
+        ({}, {}, "no list in 'messages'"),
+    ],
+)  # fmt: skip
+def test_instructions_of_every_shape(record, columns, expected):
+    assert instructions.normalise(record, columns) == expected
