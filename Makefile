@@ -47,11 +47,11 @@ list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 conf = $(or $(CONF-$(1)),$(wildcard $(CONF)/$(1).yaml))
 run = $(PY) scripts/$(1).py $(addprefix --config=,$(call conf,$(2)))
 several := $(filter-out 0 1,$(GPUS))
-train = $(PYTHON) $(if $(several),-m torch.distributed.run --standalone --nproc_per_node=$(several)) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
+train = $(PY) $(if $(several),-m torch.distributed.run --standalone --nproc_per_node=$(several)) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
 manifests = $(addsuffix /manifest.json,$(1))
 
 # The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
-lib-fetch := conversion documents extraction roff sources vocabulary spm
+lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
 lib-dedup := documents minhash paragraphs
 lib-filter := corruption documents languages paragraphs quality rules
 lib-tokenizer := documents fertility languages metrics models spm vocabulary
@@ -147,7 +147,7 @@ help: ## this page
 	@awk '/^[A-Z]+ \?= / {split($$0, part, /#+ */); split(part[1], name, / \?= */); printf "  %-12s %s (%s)\n", name[1], part[2], name[2] == "" ? "empty" : name[2]}' Makefile
 	@printf '\nOne stage by hand: $(PY) scripts/cpt.py --help\n'
 plan: ## what `make all` would run now, and nothing else
-	@$(MAKE) -n all | grep -E '^[^ ]*python.* scripts/' | sed 's/^/  /' || echo "nothing to do: everything is up to date"
+	@planned=$$($(MAKE) -n all) && { grep -oE '[^ ]*python[^ ]* .*scripts/.*' <<<"$$planned" || echo "nothing to do: everything is up to date"; }
 setup: $(READY) ## the virtual environment from pinned requirements
 test: $(READY_TO_TEST) ## the tests
 	$(PY) -m pytest

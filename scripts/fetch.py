@@ -42,6 +42,7 @@ def main(
     files: str = sources.ANY_FILE,
     columns: dict[str, str] | None = None,
     drop_sections: list[str] | None = None,
+    drop_untranslated: bool = False,
     language: str | None = None,
     max_documents: int | None = None,
     on_error: documents.OnError = "stop",
@@ -64,6 +65,7 @@ def main(
         files: glob of the files inside the package or folder; a hub dataset that names them is read file by file.
         columns: names of a dataset's columns: text; or messages; or prompt, input and answer.
         drop_sections: titles of sections to leave out of manual and HTML pages.
+        drop_untranslated: leave out paragraphs in another script than the language's.
         language: ISO code of the text, where the records do not name theirs.
         max_documents: at most so many documents or instructions.
         on_error: stop at a broken record, or skip and count it.
@@ -86,7 +88,7 @@ def main(
         with sources.opened(source, cache, snapshot=format in FOLDERS) as (folder, artefacts):
             building.record(artefacts=artefacts)
             if format in FOLDERS:
-                closing = _convert(format, folder, files, building)
+                closing = _convert(format, folder, files, language, building)
             elif format == "instructions":
                 rows = sources.records(source, folder, on_error=on_error, skipped=skipped)
                 items = instructions.of_records(rows, columns or {}, **told)
@@ -98,7 +100,11 @@ def main(
                 else:
                     del told["on_error"]
                     found = extraction.documents_of_files(
-                        format, sources.matching(folder, files), drop_sections=drop_sections or [], **told
+                        format,
+                        sources.matching(folder, files),
+                        drop_sections=drop_sections or [],
+                        drop_untranslated=drop_untranslated,
+                        **told,
                     )
                 closing = _write_documents(itertools.islice(found, max_documents), building)
         building.record(skipped_records=dict(skipped))
@@ -115,13 +121,13 @@ def _skip(reason: str, format: Format, building: stage.Output) -> None:
     progress.say(f"fetch: skipped, {reason}")
 
 
-def _convert(format: Format, folder: Path, files: str, building: stage.Output) -> str:
+def _convert(format: Format, folder: Path, files: str, language: str | None, building: stage.Output) -> str:
     from lib import conversion  # here, because it imports torch
 
     out = building.folder
     if format in ("model_random", "encoder_random"):
         make = conversion.random_llama if format == "model_random" else conversion.random_bert
-        make([document["text"] for document in documents.read(folder)], out)
+        make([document["text"] for document in documents.read(folder, language=language or "und")], out)
     else:
         found = sources.matching(folder, files)
         if format in ("model", "tokenizer"):

@@ -143,7 +143,8 @@ def _rows(
         raise UserError(
             f"no dialogue left to train on: {', '.join(f'{name} {n}' for name, n in counts.items() if n) or 'no input'}"
         )
-    rows = packing.pack_dialogues(encoded, length, filler=tokenizer.pad_token_id)
+    filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    rows = packing.pack_dialogues(encoded, length, filler)
     rng.shuffle(rows)
     return rows, counts
 

@@ -96,7 +96,7 @@ def test_script_refuses_a_missing_task_file(inputs, tmp_path):
 
 
 def test_a_window_wider_than_the_model_is_refused(inputs, tmp_path):
-    with pytest.raises(UserError, match="--window=4096: .* was made for 2,048 tokens at most"):
+    with pytest.raises(UserError, match=r"--window=4096: .* was made for 2,048 tokens at most"):
         script.main(model=inputs / "model", held_out=inputs / "held_out", out=tmp_path / "out", window=4096)
     assert not (tmp_path / "out").exists()
 

@@ -24,7 +24,11 @@ getent \- возвращает записи
 .TP
 .B \-h
 Справка.
+.TP
+.B \-q
 .TQ
+.B \-\-quiet
+Молчать.
 .TP
 .BR \-\-all ", " \-a
 Всё \
@@ -56,6 +60,7 @@ def test_a_manual_page_becomes_paragraphs():
         "Команда getent(1) отображает записи, см. /etc/nsswitch.conf.",
         "Второй абзац с “кавычками” и жуком.",
         "-h: Справка.",
+        "-q, --quiet: Молчать.",
         "--all, -a: Всё сразу.",
         "Пункт списка.",
         "EINVAL: Неверное значение.",
@@ -112,7 +117,7 @@ HTML = """<?xml version="1.0" encoding="utf-8"?>
  <table><tr><th>Имя</th><th>Смысл</th></tr><tr><td>A</td><td><p>Первое</p></td></tr></table>
  <h2>См. также</h2><p>Ссылка</p>
  <h2>Пустой</h2>
- <h2>Конец</h2><p>Скрытое &lt;emth&gt;слово&lt;/emth&gt; .</p>
+ <h2>Конец</h2><p>Повтор</p><p>Повтор</p><p>Скрытое &lt;emth&gt;слово&lt;/emth&gt; .</p>
  <p class="embedded"><a href="x">Другая страница</a></p>
 </div>
 <footer><p>Debug</p></footer><script>x()</script></body></html>"""
@@ -129,6 +134,7 @@ def test_an_html_page_becomes_paragraphs():
         "Имя — Смысл",
         "A — Первое",
         "Конец",
+        "Повтор",
         "Скрытое слово.",
     ]
 
@@ -207,6 +213,23 @@ def test_contexts_keep_whole_sentences(tmp_path):
 def test_documents_are_joined_up_to_the_least_and_cut_beyond_the_most():
     units = [["aa"], ["bb"], ["cccc", "dddd", "eeee"], ["f"]]
     assert list(extraction.shape(units, min_chars=6, max_chars=10)) == [["aa", "bb"], ["cccc", "dddd"], ["eeee"], ["f"]]
+
+
+def test_untranslated_paragraphs_are_left_out_and_titles_with_nothing_below():
+    page = [
+        "Панель",
+        "Команда.",
+        "Строка",
+        "Поле",
+        "Shows or hides the bar.",
+        "Find Bar",
+        "Команда ls показывает файлы.",
+    ]
+    skipped = Counter()
+    assert list(extraction.translated([page, ["Only English here."]], "Cyrillic", skipped)) == [
+        ["Панель", "Команда.", "Find Bar", "Команда ls показывает файлы."]
+    ]
+    assert skipped == {"untranslated_paragraph": 4}
 
 
 def test_cleaning():

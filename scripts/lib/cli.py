@@ -40,10 +40,10 @@ def run(main: Callable[..., None]) -> None:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted; nothing was left under a final name, the same command goes on", 130))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not _is_full_disk(error):
             raise
-        where = f" while writing {error.filename}" if error.filename else ""
+        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         sys.exit(_complain(f"the disk is full{where}; free some space, the same command goes on", 28))
 
 
@@ -188,6 +188,13 @@ def _allows_bool(hint: object) -> bool:
 
 def _spell(hint: object) -> str:
     return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether that is what a library means; safetensors and torch do not raise OSError."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    text = str(error)
+    return getattr(error, "errno", None) in full or "No space left on device" in text or "PytorchStreamWriter" in text
 
 
 def _complain(message: str, status: int) -> int:

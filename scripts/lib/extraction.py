@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import lxml.etree
 import lxml.html
 
-from lib import documents, progress, roff
+from lib import documents, languages, progress, roff
 from lib.errors import UserError
 
 TextFormat = Literal["man", "html", "fortunes", "wiktionary", "wsd"]
@@ -47,6 +47,8 @@ NO_PROSE_CLASSES = {
     "calloutlist", "cmdsynopsis", "pubdate", "releaseinfo",
 }  # fmt: skip
 MAIN = ("//*[@id='DisplayArea']", "//*[@role='main']", "//main", "//article", "//body")
+MIN_LETTERS = 15  # a shorter paragraph may well be a name
+MAX_TITLE_CHARS = 80
 INVISIBLE = re.compile(r"[\u00ad\u200b-\u200f\u202a-\u202e\u2060\ufeff\ufff9-\ufffb]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 SENTENCE_END = re.compile(r"[.!?…]+[»\"”)]*(?=\s|$)")
@@ -60,6 +62,7 @@ def documents_of_files(
     source: str,
     language: str,
     drop_sections: Collection[str],
+    drop_untranslated: bool,
     skipped: Counter[str],
 ) -> Iterator[dict]:
     """Documents of a reasonable size from files of one format.
@@ -70,6 +73,7 @@ def documents_of_files(
         source: name of the source, of which the documents' ids are made.
         language: ISO code of the text.
         drop_sections: titles of sections to leave out of manual and HTML pages.
+        drop_untranslated: leave out paragraphs that are not in the language's script.
         skipped: counts of what was left out, by reason.
     """
     named = progress.bar(files, title=f"fetch {source}", unit="files")
@@ -85,6 +89,8 @@ def documents_of_files(
             units = word_senses(named, skipped)
         case "wiktionary":
             units = itertools.chain.from_iterable(wiktionary(file, skipped) for file in named)
+    if drop_untranslated:
+        units = translated(units, languages.load(language).script, skipped)
     least = PAGE_CHARS if format in ("man", "html") else ENTRY_CHARS
     for number, paragraphs in enumerate(shape(units, min_chars=least), start=1):
         yield {"id": f"{source}-{number:05d}", "text": "\n\n".join(paragraphs), "source": source, "language": language}
@@ -131,6 +137,27 @@ def documents_of_records(
             yield {"id": name, "text": cleaned, "source": source, "language": spoken}
         else:
             skipped["empty_document"] += 1
+
+
+def translated(units: Iterable[list[str]], script: str, skipped: Counter[str]) -> Iterator[list[str]]:
+    """The units without the paragraphs (of more than a few letters) that are for the most part in another script.
+
+    A title all of whose text goes, goes too.
+    """
+    for unit in units:
+        kept: list[str] = []
+        text_went = False
+        for text in reversed(unit):
+            is_title = len(text) < MAX_TITLE_CHARS and not text.endswith((".", "!", "?", ":", ";", "…", ","))
+            foreign = _letters(text) >= MIN_LETTERS and languages.script_share(text, script) < 0.4
+            if foreign or (is_title and text_went):
+                skipped["untranslated_paragraph"] += 1
+                text_went = True
+            else:
+                kept.append(text)
+                text_went = False
+        if any(_letters(text) >= MIN_LETTERS for text in kept):
+            yield kept[::-1]
 
 
 def clean(text: str) -> str:
@@ -263,7 +290,7 @@ def wiki_entry(markup: str) -> tuple[str, list[str]]:
     text = re.sub(r"<ref[^>]*/>|<ref.*?</ref>|<!--.*?-->", "", markup, flags=re.DOTALL)
     text = re.sub(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]", r"\1", text)
     text = re.sub(r"\[(?:https?:)?//\S+ ?([^\]]*)\]", r"\1", text)
-    text = html.unescape(re.sub(r"<br ?/?>|\[\d+\]", " ", text)).replace("||", ";")
+    text = html.unescape(re.sub(r"<br ?/?>|\[\d+\]", " ", text)).replace("||", ";").replace(" // ", " / ")
     examples: list[str] = []
     for _ in range(6):  # templates nest; the innermost go first
         text, found = re.subn(r"\{\{([^{}]*)\}\}", lambda match: _template(match[1], examples), text)
@@ -308,8 +335,14 @@ def plain(text: str) -> str:
 
 
 def _cleaned(paragraphs: Iterable[str]) -> list[str]:
+    """The paragraphs cleaned, without those that hold no word or repeat the one before."""
     found = [clean(paragraph) for paragraph in paragraphs]
-    return [text for text in found if re.search(r"\w\w", text)]
+    found = [text for text in found if re.search(r"\w\w", text)]
+    return [text for text, before in zip(found, ["", *found], strict=False) if text != before]
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalpha, text))
 
 
 def _walk(element: lxml.html.HtmlElement, run: list[str], blocks: list[tuple[str, str]]) -> None:

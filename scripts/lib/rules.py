@@ -12,7 +12,7 @@ from lib.errors import UserError
 from lib.languages import Language
 
 # In the order in which they are tried: the cheap and certain ones first. All are 'no more than', but these two.
-RULES = ("too_short", "low_script", "mojibake", "symbols", "boilerplate", "repeated_lines", "repetition")
+RULES = ("too_short", "mojibake", "low_script", "symbols", "boilerplate", "repeated_lines", "repetition")
 AT_LEAST = ("too_short", "low_script")
 WORD_RUN = 4  # words in the runs whose repetition counts
 
@@ -20,8 +20,11 @@ WORD_RUN = 4  # words in the runs whose repetition counts
 _IN_1251 = re.escape(bytes(range(0x80, 0xC0)).decode("cp1251", "ignore"))
 _IN_1252 = re.escape(bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")) + "\u0080-\u00bf"
 # UTF-8 read as Windows-1251 («РџСЂРёРІРµС‚») or as Windows-1252 («ÐŸÑ€Ð¸Ð²ÐµÑ‚»): two such pairs in a row do not
-# occur in proper text. Then control characters that no text needs, and the replacement character.
-_MISREAD = re.compile(f"(?:[РС][{_IN_1251}]){{2,}}|(?:[ÐÑÃÂ][{_IN_1252}]){{2,}}|[\u0080-\u0084\u0086-\u009f\ufffd]")
+# occur in proper text. Windows-1251 read as Latin-1 («Ïðèâåò»): nor do four accented letters. Then control characters
+# that no text needs, and the replacement character.
+_MISREAD = re.compile(
+    f"(?:[РС][{_IN_1251}]){{2,}}|(?:[ÐÑÃÂ][{_IN_1252}]){{2,}}|[À-ÿ]{{4,}}|[\u0080-\u0084\u0086-\u009f\ufffd]"
+)
 # «оПХБЕР»: KOI8-R read as Windows-1251 swaps the cases.
 _SWAPPED_CASE = re.compile(r"\b[а-яё][А-ЯЁ]{2,}\b")
 _WORD = re.compile(r"\w+")

@@ -1,0 +1,178 @@
+"""The report's figures: small SVG panels that stand in an HTML page, take its colours and need no font of their own.
+
+Each panel is about as wide as a phone, so that a page lays several side by side or below each other.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+# Colours that matplotlib writes and the page's style sheet decides on: light, dark, print.
+INK, MUTED, GRID = "#000001", "#000002", "#000003"
+SERIES = ("#000011", "#000012", "#000013", "#000014", "#000015", "#000016")
+VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
+}
+WIDTH = 5.0  # inches of 72 units
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.dpi": 72,
+}
+
+
+def scores(table: Mapping) -> list[Markup]:
+    """A panel of intervals for each column of the score table that has them."""
+    panels = []
+    for column in table["columns"]:
+        cells = {row["checkpoint"]: row["cells"][column["key"]] for row in table["rows"]}
+        cells = {name: cell for name, cell in cells.items() if cell and "low" in cell}
+        if cells:
+            percent = column["style"] == "percent"
+            unit = f"{'accuracy, %' if percent else 'bits per byte'}, {column['better']} is better"
+            more = {"scale": 100 if percent else 1, "chance": column.get("chance")}
+            panels.append(intervals(column["title"], cells, unit=unit, **more))
+    return panels
+
+
+def fertility(by_language: Mapping[str, Mapping[str, float]], base: str) -> list[Markup]:
+    """A panel of tokens per word for each language (the paper's Figure 1)."""
+    return [
+        bars(f"Tokens per word, {language}", values, unit="tokens per word, fewer is better", highlighted=["new", base])
+        for language, values in by_language.items()
+    ]
+
+
+def training(title: str, records: Sequence[Mapping]) -> list[Markup]:
+    """Panels for a training run's metrics.jsonl: cross-entropy, KL where there was one, learning rate, held-out text."""
+    panels = []
+    for name, spelt, unit in (
+        ("ce", "cross-entropy", "nats per token"),
+        ("kl", "KL to the frozen start", "nats per token"),
+        ("lr", "learning rate of the body", ""),
+    ):
+        points = series(records, name)
+        if any(value for _, value in points):
+            panels.append(curves(f"{title}: {spelt}", {name: points}, unit=unit))
+    if held_out := held_out_series(records):
+        panels.append(curves(f"{title}: held-out text", held_out, unit="bits per byte"))
+    return panels
+
+
+def bars(title: str, values: Mapping[str, float], *, unit: str, highlighted: Sequence[str] = ()) -> Markup:
+    """Horizontal bars, one a name, each with its value; the highlighted ones in a colour of their own."""
+
+    def draw(axes: Axes) -> None:
+        names = list(values)[::-1]
+        colours = [SERIES[highlighted.index(name) % 2] if name in highlighted else MUTED for name in names]
+        axes.barh(names, [values[name] for name in names], color=colours, height=0.65)
+        for place, name in enumerate(names):
+            axes.annotate(f"{values[name]:.2f}", (values[name], place), (4, 0), textcoords="offset points", va="center")
+        axes.set_xlim(0, max(values.values(), default=1) * 1.15)
+        axes.set_xlabel(unit)
+        axes.grid(axis="y", visible=False)
+
+    return _panel(title, 0.9 + 0.28 * len(values), draw)
+
+
+def intervals(
+    title: str, rows: Mapping[str, Mapping[str, float]], *, unit: str, scale: float = 1, chance: float | None = None
+) -> Markup:
+    """A dot with its 95% interval (`value`, `low`, `high`) for each name; a dashed line at `chance`."""
+
+    def draw(axes: Axes) -> None:
+        for place, (name, cell) in enumerate(reversed(rows.items())):
+            value, low, high = (cell[part] * scale for part in ("value", "low", "high"))
+            colour = SERIES[1] if name == "base" else SERIES[0]
+            axes.plot([low, high], [place, place], color=colour, linewidth=2)
+            axes.plot([value], [place], "o", color=colour, markersize=6)
+        axes.set_yticks(range(len(rows)), list(reversed(rows)))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        if chance is not None:
+            axes.axvline(chance * scale, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_xlabel(unit + (" (dashed: guessing)" if chance is not None else ""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+
+    return _panel(title, 0.95 + 0.24 * len(rows), draw)
+
+
+def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str) -> Markup:
+    """Lines over training tokens, with dots where there are few measurements and a legend where there are several lines."""
+
+    def draw(axes: Axes) -> None:
+        for (name, points), colour in zip(series.items(), SERIES * len(series), strict=False):
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, "o-" if len(points) <= 30 else "-", color=colour, linewidth=1.6, markersize=3.5, label=name)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.set_xlabel("training tokens")
+        axes.set_ylabel(unit)
+        if len(series) > 1:
+            axes.legend()
+
+    return _panel(title, 2.9, draw)
+
+
+def series(records: Iterable[Mapping], name: str) -> list[tuple[float, float]]:
+    """(tokens, value) points of a figure of metrics.jsonl, where it was logged."""
+    return [(record["tokens"], record[name]) for record in records if record.get(name) is not None]
+
+
+def held_out_series(records: Iterable[Mapping]) -> dict[str, list[tuple[float, float]]]:
+    """(tokens, bits per byte) points of each language's held-out text."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        for language, value in (record.get("held_out") or {}).items():
+            found.setdefault(language, []).append((record["tokens"], value))
+    return found
+
+
+def _panel(title: str, height: float, draw: Callable[[Axes], None]) -> Markup:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.subplots()
+        draw(axes)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", transparent=True)
+    return for_page(written.getvalue(), title)
+
+
+def for_page(svg: str, title: str) -> Markup:
+    """Matplotlib's SVG as a part of an HTML page: no declarations, no global styles, own ids, the page's fonts and colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    opening, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', opening)[0]
+    prefix = re.sub(r"\W+", "-", title)
+    rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
+    rest = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}-', rest)
+    rest = rest.replace("url(#", f"url(#{prefix}-")
+    rest = re.sub(r" ?font-family: [^;]*;", "", rest)
+    for colour, variable in VARIABLES.items():
+        rest = rest.replace(colour, f"var({variable})")
+    return Markup(
+        f"<figure><figcaption>{escape(title)}</figcaption>"
+        f'<svg {box} role="img" aria-label="{escape(title)}">{rest.strip()}</figure>'
+    )

@@ -1,0 +1,202 @@
+"""The scores of all checkpoints in one table, and what it says in plain words: better, worse, or not shown to differ."""
+
+from collections.abc import Mapping, Sequence
+
+from lib import languages
+from lib.errors import UserError
+
+MADE_BY = {
+    "base": "the model as it was fetched",
+    "init": "new vocabulary, not trained yet",
+    "cpt": "after continued pre-training",
+    "sft": "after instruction tuning",
+}
+
+
+def score_table(evaluations: Sequence[Mapping], language: str) -> dict:
+    """The scores as data: columns, those of the target language first, and a row per checkpoint with one cell per column (None where it was not measured).
+
+    A cell has `value`, with `low` and `high` where there is an interval, and then `against_base`: 'better' or 'worse' if
+    the interval lies wholly beside the base's, else 'overlaps'. `like_guessing`: the interval holds the chance level.
+    """
+    results = [evaluation["results"] for evaluation in evaluations]
+    columns = _columns(results, language)
+    base = next((result for result in results if result["checkpoint"] == "base"), None)
+    rows = []
+    for result in results:
+        cells = {column["key"]: _cell(result, column, base) for column in columns}
+        rows.append({"checkpoint": result["checkpoint"], "cells": cells})
+    return {"columns": columns, "rows": rows}
+
+
+def text_table(table: Mapping) -> str:
+    """The score table for a terminal: text and speed, then tasks, aligned."""
+    tasks = [column for column in table["columns"] if column["group"] == "tasks"]
+    others = [column for column in table["columns"] if column["group"] != "tasks"]
+    return "\n\n".join(_aligned(columns, table["rows"]) for columns in (others, tasks) if columns)
+
+
+def plain(cell: Mapping | None, column: Mapping) -> str:
+    """A cell's value as text, without its interval."""
+    return "-" if cell is None else spell(cell["value"], column["style"])
+
+
+def spell(value: float, style: str) -> str:
+    """A number in its column's style."""
+    return {
+        "percent": f"{value:.1%}",
+        "bits": f"{value:.3f}",
+        "ratio": f"{value:.2f}",
+        "whole": f"{value:,.0f}",
+        "millions": f"{value / 1e6:,.1f}",
+    }[style]
+
+
+def against(cell: Mapping, base: Mapping, better: str) -> str:
+    """'better' or 'worse' than the base if the 95% intervals are apart, else 'overlaps'."""
+    if cell["low"] <= base["high"] and base["low"] <= cell["high"]:
+        return "overlaps"
+    lower = cell["value"] < base["value"]
+    return "better" if lower == (better == "lower") else "worse"
+
+
+def headline(table: Mapping, fertility: Mapping, language: str, *, random_model: bool = False) -> list[str]:
+    """The main result in a few plain sentences: better, worse, or not shown to differ.
+
+    Args:
+        table: of `score_table`.
+        fertility: `tokenizers` of the tokenizer stage's fertility.json, the new one named 'new', the base's second.
+        language: code of the target language.
+        random_model: whether the base is no real model.
+    """
+    sentences = ["The base is a random model made for tests, so no figure here means anything."] if random_model else []
+    spent = [row["languages"] for row in list(fertility.values())[:2] if row.get("languages")]
+    if len(spent) == 2 and all(language in measured for measured in spent):
+        new, old = (measured[language]["tokens_per_word"] for measured in spent)
+        ratio = f"{old / new:.1f} times fewer" if new <= old else f"{new / old:.1f} times more"
+        sentences.append(
+            f"The new tokenizer spends {new:.2f} tokens on a {name_of(language)} word where the base's spends {old:.2f}: {ratio}."
+        )
+    rows = {row["checkpoint"]: row["cells"] for row in table["rows"]}
+    if "base" not in rows or len(rows) < 2:
+        return sentences
+    trained = "cpt" if "cpt" in rows else next(name for name in reversed(rows) if name != "base")
+    columns = [column for column in table["columns"] if column["group"] == "bits_per_byte"]
+    parts = [
+        _difference(rows[trained][column["key"]], rows["base"][column["key"]], name_of(column["language"]))
+        for column in columns
+        if rows[trained][column["key"]] and rows["base"][column["key"]]
+    ]
+    if parts:
+        subject = "Continued pre-training brings the model" if trained == "cpt" else f"The checkpoint {trained} comes"
+        sentences.append(f"{subject} to {' and to '.join(parts)}.")
+    final = list(rows)[-1]
+    if final != "base" and (sentence := _on_tasks(table, rows[final], final)):
+        sentences.append(sentence)
+    return sentences
+
+
+def name_of(language: str) -> str:
+    """A language's English name, or its code if it has no file in configs/languages."""
+    try:
+        return languages.load(language).name
+    except UserError:
+        return language
+
+
+def _columns(results: Sequence[Mapping], language: str) -> list[dict]:
+    """Columns for everything that any checkpoint was measured on."""
+
+    def named(part: str) -> list[str]:
+        return list(dict.fromkeys(name for result in results for name in result.get(part) or {}))
+
+    columns = [
+        {"title": f"bits/byte {code}", "group": "bits_per_byte", "language": code, "better": "lower", "style": "bits"}
+        for code in sorted(named("bits_per_byte"), key=lambda code: code != language)
+    ]
+    for column in columns:
+        found = [result["bits_per_byte"].get(column["language"]) for result in results]
+        column["documents"] = next((score["documents"] for score in found if score), None)
+    columns += [
+        {"title": f"tokens/word {code}", "group": "fertility", "language": code, "better": "lower", "style": "ratio"}
+        for code in sorted(named("fertility"), key=lambda code: code != language)
+    ]
+    for task in named("tasks"):
+        found = [result["tasks"][task] for result in results if task in (result.get("tasks") or {})]
+        more = {name: found[0][name] for name in ("chance", "items", "shots") if name in found[0]}
+        columns.append({"title": task, "group": "tasks", "task": task, "better": "higher", "style": "percent"} | more)
+    if any(result.get("generation") for result in results):
+        columns.append({"title": "characters/s", "group": "generation", "better": "higher", "style": "whole"})
+    columns.append({"title": "vocabulary", "group": "vocabulary", "better": None, "style": "whole"})
+    columns.append({"title": "parameters, M", "group": "parameters", "better": None, "style": "millions"})
+    for column in columns:
+        column["key"] = ".".join(filter(None, [column["group"], column.get("language"), column.get("task")]))
+    return columns
+
+
+def _measured(result: Mapping, column: Mapping) -> dict | None:
+    part = result.get(column["group"]) or {}
+    if column["group"] in ("bits_per_byte", "tasks"):
+        found = part.get(column.get("language") or column.get("task"))
+        return found and {name: found[name] for name in ("value", "low", "high")}
+    if column["group"] == "fertility":
+        found = part.get(column["language"])
+        return found and {"value": found["tokens_per_word"]}
+    if column["group"] == "generation":
+        return {"value": part["characters_per_second"]} if part else None
+    return {"value": result[column["group"]]} if column["group"] in result else None
+
+
+def _cell(result: Mapping, column: Mapping, base: Mapping | None) -> dict | None:
+    cell = _measured(result, column)
+    if not cell or "low" not in cell:
+        return cell or None
+    if "chance" in column:
+        cell["like_guessing"] = cell["low"] <= column["chance"] <= cell["high"]
+    if base is not None and base is not result and (before := _measured(base, column)):
+        cell["against_base"] = against(cell, before, column["better"])
+    return cell
+
+
+def _difference(cell: Mapping, base: Mapping, language: str) -> str:
+    change = cell["value"] / base["value"] - 1
+    said = f"{abs(change):.1%} {'better' if change < 0 else 'worse'}"
+    verdict = {
+        "overlaps": f"{said}, but the 95% intervals overlap: not shown to differ",
+        "better": f"{said}, beyond both 95% intervals",
+        "worse": f"{said}, beyond both 95% intervals",
+    }[cell["against_base"]]
+    return f"{cell['value']:.3f} bits per byte of held-out {language} text against the base's {base['value']:.3f} ({verdict})"
+
+
+def _on_tasks(table: Mapping, cells: Mapping, checkpoint: str) -> str | None:
+    tasks = {
+        column["title"]: cells[column["key"]]
+        for column in table["columns"]
+        if column["group"] == "tasks" and (cells[column["key"]] or {}).get("against_base")
+    }
+    if not tasks:
+        return None
+    named = {
+        verdict: [name for name, cell in tasks.items() if cell["against_base"] == verdict]
+        for verdict in ("better", "worse", "overlaps")
+    }
+    counted = {"better": "better on", "worse": "worse on", "overlaps": "not shown to differ on"}
+    listed = "; ".join(f"{counted[verdict]} {', '.join(names)}" for verdict, names in named.items() if names)
+    guessing = [name for name, cell in tasks.items() if cell.get("like_guessing")]
+    subject = "the instruction-tuned model" if checkpoint == "sft" else f"the checkpoint {checkpoint}"
+    sentence = f"Against the base, {subject} is {listed}."
+    if guessing:
+        which = "all tasks" if len(guessing) == len(tasks) else ", ".join(guessing)
+        sentence += f" Its accuracy can't be told from guessing on {which}."
+    return sentence
+
+
+def _aligned(columns: Sequence[Mapping], rows: Sequence[Mapping]) -> str:
+    lines = [["", *(column["title"] for column in columns)]]
+    lines += [[row["checkpoint"], *(plain(row["cells"][column["key"]], column) for column in columns)] for row in rows]
+    widths = [max(map(len, texts)) for texts in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(texts, widths[1:], strict=True))])
+        for name, *texts in lines
+    )

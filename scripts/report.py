@@ -1,0 +1,139 @@
+"""Write one HTML page about a whole run, and a model card, from what the stages recorded.
+
+    python scripts/report.py --fetched=data/raw/manpages-ru,checkpoints/models/smollm2-135m --dedup=data/demo/dedup \
+        --filter=data/demo/filter --tokenizer=checkpoints/demo/tokenizer --init=checkpoints/demo/init \
+        --pack=data/demo/pack --cpt=checkpoints/demo/cpt --sft=checkpoints/demo/sft \
+        --evaluations=data/demo/eval/base,data/demo/eval/sft --out=data/demo/report
+
+Reads:  the manifests of all stages; fertility.json, metrics.jsonl, generations.jsonl; samples of the removed texts.
+Writes: report.html (one file, nothing loaded from elsewhere) and MODEL_CARD.md for the tuned model. The manifest's
+        results hold the score table as data.
+"""
+
+import json
+from pathlib import Path
+
+from lib import cli, documents, page, plots, scores, stage
+from lib.errors import UserError
+
+REPORT = "report.html"
+CARD = "MODEL_CARD.md"
+
+
+def main(
+    *,
+    fetched: list[Path],
+    dedup: Path,
+    filter: Path,
+    tokenizer: Path,
+    init: Path,
+    pack: Path,
+    cpt: Path,
+    sft: Path,
+    evaluations: list[Path],
+    out: Path,
+    samples: int = 3,
+    prompts: int = 40,
+    seed: int = 0,
+) -> None:
+    """Report on a run.
+
+    Args:
+        fetched: folders of sources, models and tokenizers; one that is not there is reported as missing.
+        dedup: output of the dedup stage.
+        filter: output of the filter stage.
+        tokenizer: folder of the new tokenizer.
+        init: folder of the initialised model.
+        pack: output of the pack stage.
+        cpt: folder of the model after continued pre-training.
+        sft: folder of the model after instruction tuning.
+        evaluations: outputs of the eval stage, in the order of training, the base first.
+        out: the folder to write.
+        samples: removed texts that are shown for each reason.
+        prompts: prompts that are shown with their answers, at most.
+        seed: draws the samples.
+    """
+    settings = dict(locals())
+    if min(samples, prompts) < 0:
+        raise UserError(f"--samples={samples}, --prompts={prompts}: no negative numbers")
+    if not evaluations:
+        raise UserError("--evaluations: name at least one output of the eval stage")
+    folders = {
+        "dedup": dedup,
+        "filter": filter,
+        "tokenizer": tokenizer,
+        "init": init,
+        "pack": pack,
+        "cpt": cpt,
+        "sft": sft,
+    }
+    folders |= {f"eval {path.name}": path for path in evaluations}
+    here = {path.name: path for path in fetched if (path / stage.MANIFEST).is_file()}
+    inputs = {f"fetched[{number}]": path for number, path in enumerate(here.values())}
+    inputs |= {name: path for name, path in folders.items() if not name.startswith("eval ")}
+    inputs |= {f"evaluations[{number}]": path for number, path in enumerate(evaluations)}
+    manifests = {name: stage.read_manifest(path) for name, path in folders.items()}
+    with stage.output(out, inputs=inputs, settings=settings) as building:
+        sources = {path.name: stage.read_manifest(path) if path.name in here else None for path in fetched}
+        results = {name: manifest["results"] for name, manifest in manifests.items()}
+        language = manifests["tokenizer"]["settings"]["language"]
+        base = Path(manifests["init"]["inputs"]["base"]["path"]).name
+        fertility = json.loads((tokenizer / "fertility.json").read_text(encoding="utf-8"))
+        table = scores.score_table([manifests[f"eval {path.name}"] for path in evaluations], language)
+        said = scores.headline(table, fertility["tokenizers"], language, random_model=page.is_random(sources.get(base)))
+        answers = {
+            manifests[f"eval {path.name}"]["results"]["checkpoint"]: _lines(path / "generations.jsonl")
+            for path in evaluations
+        }
+        stages = [*({"name": f"fetch {name}", "folder": here[name], **sources[name]} for name in here)]
+        stages += [{"name": name, "folder": folders[name], **manifest} for name, manifest in manifests.items()]
+        context = {
+            "profile": out.parent.name,
+            "language": language,
+            "base": base,
+            "base_source": sources.get(base),
+            "headline": said,
+            "table": table,
+            "results": results,
+            "stages": stages,
+            "seconds": sum(entry["seconds"] for entry in stages),
+            "finished": max(entry["finished"] for entry in stages),
+            "commits": sorted({entry["commit"] for entry in stages}),
+            "versions": page.versions(stages),
+            "provenance": page.provenance(sources),
+            "out": out,
+        }
+        card = page.model_card(answers=answers.get("sft", []), model=sft, **context)
+        (building.folder / CARD).write_text(card, encoding="utf-8")
+        context |= {
+            "settings_of": lambda name: manifests[name]["settings"],
+            "made_by": scores.MADE_BY,
+            "row_rules": page.RULES,
+            "tokenizations": page.tokenizations(fertility),
+            "example": fertility["example"],
+            "score_plots": plots.scores(table),
+            "fertility_plots": plots.fertility(page.tokens_per_word(fertility), base),
+            "source_rows": page.source_rows(sources, results["filter"]),
+            "duplicates": {
+                reason: [page.pair(row) for row in rows]
+                for reason, rows in page.removed(dedup, results["dedup"]["paragraphs_removed"], samples, seed).items()
+            },
+            "poor": page.removed(filter, results["filter"]["documents_removed"], samples, seed),
+            "verdict": page.filter_verdict(results["filter"]),
+            "cpt_plots": plots.training("Continued pre-training", _lines(cpt / "metrics.jsonl")),
+            "sft_plots": plots.training("Instruction tuning", _lines(sft / "metrics.jsonl")),
+            "side_by_side": page.side_by_side(answers, prompts),
+            "checkpoints": list(answers),
+        }
+        (building.folder / REPORT).write_text(page.render("report.html.j2", **context), encoding="utf-8")
+        building.record(headline=said, scores=table, seconds_of_all_stages=round(context["seconds"], 1))
+    print(f"\n{scores.text_table(table)}\n\nreport: {out / REPORT}")
+
+
+def _lines(path: Path) -> list[dict]:
+    """A JSON Lines file that a stage may not have written."""
+    return [record for _, record in documents.read_json_lines(path)] if path.is_file() else []
+
+
+if __name__ == "__main__":
+    cli.run(main)

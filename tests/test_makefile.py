@@ -1,0 +1,92 @@
+"""The Makefile: its lists of code against the imports, what reruns when one thing changes, and its guards."""
+
+import ast
+import os
+import re
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT
+
+PLUMBING = {"cli", "errors", "progress", "stage"}  # prints, checks and writes; no result depends on it
+STAGES = ("fetch", "dedup", "filter", "tokenizer", "init", "pack", "cpt", "sft", "eval", "report")
+
+
+def make(*arguments, check=True, **environment):
+    process = subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert not check or process.returncode == 0, process.stderr
+    return process
+
+
+def imports(path):
+    """Modules of lib that a file imports, whether at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "lib":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
+    return found
+
+
+def all_imports(path):
+    """The same, with what those modules import in turn."""
+    found, waiting = set(), imports(path)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting |= imports(ROOT / "scripts" / "lib" / f"{name}.py")
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_the_code_it_runs(stage):
+    script = {"tokenizer": "train_spm", "init": "init_embeddings"}.get(stage, stage)
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lists = dict(re.findall(r"^lib-(\w+) := (.*)$", text, re.MULTILINE))
+    listed = {name for word in lists[stage].split() for name in (lists["training"].split() if "$" in word else [word])}
+    assert listed == all_imports(ROOT / "scripts" / f"{script}.py") - PLUMBING
+
+
+def test_help_lists_every_target_and_variable():
+    printed = make("help").stdout
+    for word in (*STAGES, "all", "demo", "test", "lint", "plan", "clean", "PROFILE", "GPUS", "VENV"):
+        assert re.search(rf"^  {word} ", printed, re.MULTILINE), word
+
+
+def test_an_unknown_profile_names_the_known_ones():
+    process = make("all", "PROFILE=tset", check=False)
+    assert process.returncode != 0
+    assert "no profile 'tset'" in process.stderr
+    assert "test" in process.stderr
+    assert "demo" in process.stderr
+
+
+def test_plan_lists_the_stages_in_order_and_makes_nothing(tmp_path):
+    printed = make("plan", "PROFILE=test", f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k").stdout
+    scripts = re.findall(r"scripts/(\w+)\.py", printed)
+    order = [script for script in scripts if script != "fetch"]
+    assert order[:7] == ["dedup", "filter", "train_spm", "init_embeddings", "pack", "cpt", "sft"]
+    assert order.count("eval") == 4
+    assert order[-1] == "report"
+    assert not (tmp_path / "d").exists()
+    assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if "eval" not in p.parts],
+    ids=lambda p: p.relative_to(ROOT).as_posix(),
+)
+def test_every_yaml_is_loaded_safely_and_holds_no_number_read_as_text(path):
+    loaded = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    for key, value in loaded.items():
+        if isinstance(value, str):
+            assert not re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value), (
+                f"{key}: {value} is text to YAML; write 1.0e-4"
+            )
