@@ -61,10 +61,11 @@ lib-training := documents losses metrics models packing training
 lib-cpt := $(lib-training)
 lib-sft := $(lib-training) dialogues
 lib-eval := documents generation harness metrics models
-lib-report := documents
+lib-report := documents languages page plots scores
 script-tokenizer := train_spm
 script-init := init_embeddings
-code = scripts/$(or $(script-$(1)),$(1)).py $(patsubst %,scripts/lib/%.py,$(lib-$(1)))
+templates-report := report.html.j2 model_card.md.j2
+code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
@@ -73,7 +74,7 @@ facts-tokenizer := $(BASE) $(TOKENIZERS)
 facts-init := $(BASE)
 facts-sft := $(INSTRUCT)
 facts-eval := $(BASE)
-facts-report := $(SOURCES)
+facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS)
 
 ##@ The pipeline
 .PHONY: all demo fetch dedup filter tokenizer init pack cpt sft eval report
@@ -127,7 +128,7 @@ $(D)/eval/%/manifest.json: $(K)/eval $$(model-$$*)/manifest.json $(D)/pack/manif
 	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 $(D)/report/manifest.json: $(K)/report $(C)/sft/manifest.json $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER))) --dedup=$(D)/dedup --filter=$(D)/filter --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
+	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) --dedup=$(D)/dedup --filter=$(D)/filter --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
 
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
 # so neither `git checkout` nor a comment elsewhere trains a model again.

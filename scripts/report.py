@@ -120,8 +120,8 @@ def main(
             },
             "poor": page.removed(filter, results["filter"]["documents_removed"], samples, seed),
             "verdict": page.filter_verdict(results["filter"]),
-            "cpt_plots": plots.training("Continued pre-training", _lines(cpt / "metrics.jsonl")),
-            "sft_plots": plots.training("Instruction tuning", _lines(sft / "metrics.jsonl")),
+            "cpt_plots": plots.training("cpt", _lines(cpt / "metrics.jsonl")),
+            "sft_plots": plots.training("sft", _lines(sft / "metrics.jsonl")),
             "side_by_side": page.side_by_side(answers, prompts),
             "checkpoints": list(answers),
         }

@@ -95,10 +95,10 @@ def main(
             vocab_size=len(tokenizer),
             train_characters=sum(map(len, texts)),
             verified_lines=len(checked),
-            fertility={name: row["languages"] for name, row in report["tokenizers"].items()},
+            fertility={name: row.get("languages") for name, row in report["tokenizers"].items()},
             example=report["example"],
         )
-    example = {name: row["example"] for name, row in report["tokenizers"].items()}
+    example = {name: row["example"] for name, row in report["tokenizers"].items() if "example" in row}
     print(f"{report['example']!r}: " + " | ".join(f"{name} {len(pieces)} tokens" for name, pieces in example.items()))
     print("new tokenizer: " + " ".join(example["new"]))
 

@@ -133,6 +133,12 @@ def test_auc_by_hand():
     assert np.isnan(quality.auc(np.array([]), np.array([1])))
 
 
+def test_rank_correlation_by_hand():
+    assert quality._ranks(np.array([10, 30, 10, 20])).tolist() == [1.5, 4, 1.5, 3]
+    assert quality._spearman(np.array([1, 2, 3, 4]), np.array([10, 20, 40, 30])) == pytest.approx(0.8)
+    assert np.isnan(quality._spearman(np.array([1, 1, 1]), np.array([1, 2, 3])))
+
+
 def test_division_keeps_a_documents_examples_together():
     examples = [quality.Example("т", [5.0] * 5, True, group) for group in range(20) for _ in range(2)]
     training, held_out = quality.divide(examples, seed=0)

@@ -34,9 +34,10 @@ def config(profile, stage):
 @pytest.mark.parametrize("profile", BIG)
 def test_every_stage_reads_its_settings(profile, stage):
     main = importlib.import_module(SCRIPTS.get(stage, stage)).main
-    parameters = inspect.signature(main).parameters
-    paths = {name: "a" for name, parameter in parameters.items() if parameter.default is inspect.Parameter.empty}
-    cli.resolve(main, {"config": str(config(profile, stage)), **paths})
+    settings = config(profile, stage)
+    required = {name for name, p in inspect.signature(main).parameters.items() if p.default is inspect.Parameter.empty}
+    paths = dict.fromkeys(required - set(cli.load_yaml(settings)), "given/by/the/makefile")
+    cli.resolve(main, {"config": str(settings), **paths})
 
 
 @pytest.mark.parametrize("profile", BIG)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from lib import metrics, models, vocabulary
+from lib import metrics, models, stage, vocabulary
 
 
 def pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
@@ -16,16 +16,22 @@ def pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
 
 
 def report(folders: Mapping[str, Path], texts: Mapping[str, list[str]], example: str) -> dict:
-    """Every named tokenizer measured on the same texts per language, and its pieces of the example sentence."""
-    tokenizers = {name: models.load_tokenizer(folder) for name, folder in folders.items()}
+    """Every named tokenizer measured on the same texts per language, and its pieces of the example sentence.
+
+    A fetched folder that holds no tokenizer because its source was skipped is listed with the reason.
+    """
     return {
         "example": example,
-        "tokenizers": {
-            name: {
-                "vocabulary": len(tokenizer),
-                "languages": {language: metrics.fertility(tokenizer, held) for language, held in texts.items()},
-                "example": pieces(tokenizer, example),
-            }
-            for name, tokenizer in tokenizers.items()
-        },
+        "tokenizers": {name: _describe(folder, texts, example) for name, folder in folders.items()},
+    }
+
+
+def _describe(folder: Path, texts: Mapping[str, list[str]], example: str) -> dict:
+    if (folder / stage.MANIFEST).is_file() and "skipped" in (fetched := stage.read_manifest(folder)["results"]):
+        return {"skipped": fetched["skipped"]}
+    tokenizer = models.load_tokenizer(folder)
+    return {
+        "vocabulary": len(tokenizer),
+        "languages": {language: metrics.fertility(tokenizer, held) for language, held in texts.items()},
+        "example": pieces(tokenizer, example),
     }

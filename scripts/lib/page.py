@@ -150,16 +150,18 @@ def filter_verdict(results: Mapping) -> list[str]:
             "how well it finds such damage, and not how well it agrees with readers."
         )
     area, of_length = evaluation.get("auc"), evaluation.get("auc_of_length")
-    if area is not None:
-        against_length = (
-            ""
-            if of_length is None
-            else f" (the length of the text alone: {max(of_length, 1 - of_length):.3f})"  # either way round
-        )
-        sentences.append(
-            f"On {evaluation['examples']:,} held-out examples a good one outscores a bad one with probability "
-            f"{area:.3f}{against_length}; 0.5 is guessing."
-        )
+    if area is None:
+        return sentences
+    compared = ""
+    if of_length is not None:
+        of_length = max(of_length, 1 - of_length)  # a short text may be the good one or the bad one
+        compared = f" (the length of the text alone: {of_length:.3f})"
+    sentences.append(
+        f"On {evaluation['examples']:,} held-out examples a good one outscores a bad one with probability "
+        f"{area:.3f}{compared}; 0.5 is guessing."
+    )
+    if of_length is not None and area <= of_length:
+        sentences.append("So it tells no more than the length does.")
     return sentences
 
 

@@ -22,7 +22,8 @@ VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
 WIDTH = 5.0  # inches of 72 units
 STYLE = {
     "svg.fonttype": "none",
-    "font.size": 10,
+    "svg.hashsalt": "report",  # the same figure gets the same ids
+    "font.size": 11.5,
     "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": GRID,
@@ -132,7 +133,7 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, u
         if len(series) > 1:
             axes.legend()
 
-    return _panel(title, 2.9, draw)
+    return _panel(title, 3.0, draw)
 
 
 def series(records: Iterable[Mapping], name: str) -> list[tuple[float, float]]:

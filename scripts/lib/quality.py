@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from scipy import stats
 
 from lib import corruption, documents, progress
 from lib.corruption import CRITERIA
@@ -233,7 +232,7 @@ def auc(higher: np.ndarray, lower: np.ndarray) -> float:
     """The probability that a member of `higher` exceeds one of `lower` (ties count half); nan if either is empty."""
     if not len(higher) or not len(lower):
         return math.nan
-    ranks = stats.rankdata(np.concatenate([higher, lower]))
+    ranks = _ranks(np.concatenate([higher, lower]))
     return float((ranks[: len(higher)].sum() - len(higher) * (len(higher) + 1) / 2) / (len(higher) * len(lower)))
 
 
@@ -291,10 +290,16 @@ def _cut(text: str, max_chars: int, rng: random.Random) -> str:
     return text if len(text) <= limit else text[:limit].rsplit(None, 1)[0]
 
 
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """1 for the smallest value; equal values share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
 def _spearman(left: np.ndarray, right: np.ndarray) -> float:
     if len(left) < 3 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
-    return float(stats.spearmanr(left, right).statistic)
+    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
 
 
 def _f1(actual: np.ndarray, predicted: np.ndarray) -> float:

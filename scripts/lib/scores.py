@@ -187,7 +187,7 @@ def _on_tasks(table: Mapping, cells: Mapping, checkpoint: str) -> str | None:
     subject = "the instruction-tuned model" if checkpoint == "sft" else f"the checkpoint {checkpoint}"
     sentence = f"Against the base, {subject} is {listed}."
     if guessing:
-        which = "all tasks" if len(guessing) == len(tasks) else ", ".join(guessing)
+        which = "any task" if len(guessing) == len(tasks) else ", ".join(guessing)
         sentence += f" Its accuracy can't be told from guessing on {which}."
     return sentence
 
