@@ -22,7 +22,8 @@ D := data/$(PROFILE)
 C := checkpoints/$(PROFILE)
 RAW := data/raw
 MODELS := checkpoints/models
-K := .keys/$(PROFILE)
+KEYS := data/.keys
+K := $(KEYS)/$(PROFILE)
 CHECKPOINTS := base init cpt sft
 
 PY := $(or $(strip $(PYTHON)),$(VENV)/bin/python)
@@ -35,7 +36,8 @@ endif
 QUIET_GOALS := help plan test lint clean
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
-ifeq ($(findstring n,$(firstword -$(MAKEFLAGS))),)
+# Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
+ifeq ($(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS)))),)
   $(if $(shell python3 scripts/preflight.py --profile=$(PROFILE) $(NEEDS) >&2 || echo missing),$(error profile $(PROFILE) can't run here))
 endif
 endif
@@ -93,10 +95,10 @@ sft: $(C)/sft/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) ## scores of base, init, cpt and sft
 report: $(D)/report/manifest.json ## one HTML page about it all
 
-$(RAW)/%/manifest.json: .keys/sources/% | $(READY)
+$(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
 
-$(MODELS)/%/manifest.json: .keys/sources/% | $(READY)
+$(MODELS)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
 
 $(D)/dedup/manifest.json: $(K)/dedup $(call manifests,$(SOURCES:%=$(RAW)/%)) | $(READY)
@@ -133,7 +135,7 @@ $(D)/report/manifest.json: $(K)/report $(C)/sft/manifest.json $(call manifests,$
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
 # so neither `git checkout` nor a comment elsewhere trains a model again.
 key = mkdir -p $(@D) && { printf '%s\n' $(1); cat $(2) | sha256sum; } > $@.new && if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
-.keys/sources/%: FORCE
+$(KEYS)/sources/%: FORCE
 	+@$(call key,source,configs/sources/$*.yaml $(call code,fetch))
 $(K)/%: FORCE
 	+@$(call key,'$(facts-$*)',$(call code,$*) $(call conf,$*))

@@ -6,7 +6,8 @@
 The rules are pure functions (lib/rules.py), their limits settings. What passes them is scored by the encoder's first
 layers with five heads (informativeness, usefulness for studying, grammatical correctness, style, safety; 1 to 5), fine-tuned
 first: on annotations where there are any, else on *weak labels*, real beginnings of documents against damaged ones
-(lib/corruption.py). Overall score: the mean of the five, but no more than safety.
+(lib/corruption.py). Overall score: the mean of the five, but at most a point
+above safety.
 
 Reads:  documents, encoder (a Hugging Face folder of a BERT encoder), annotations (id, text and the five scores).
 Writes: documents/*.parquet: kept, with `score` and `split` ('train' or 'held_out').

@@ -123,9 +123,9 @@ def test_damage_changes_the_text_and_costs_as_stated(kind):
         corruption.KINDS[kind](empty, 1.0, random.Random(0), RU, "")
 
 
-def test_overall_score_is_the_mean_but_no_more_than_safety():
+def test_overall_score_is_the_mean_but_at_most_a_point_above_safety():
     scores = np.array([[5, 5, 5, 5, 5], [4, 4, 3, 4, 5], [5, 5, 5, 5, 1.5]])
-    assert quality.overall(scores) == pytest.approx([5, 4, 1.5])
+    assert quality.overall(scores) == pytest.approx([5, 4, 2.5])
 
 
 def test_auc_by_hand():
@@ -145,6 +145,14 @@ def test_division_keeps_a_documents_examples_together():
     assert len(training) == 32
     assert len(held_out) == 8
     assert not {e.group for e in training} & {e.group for e in held_out}
+
+
+def test_held_out_damage_uses_other_phrases():
+    texts = [(document["text"], "ru") for document in lines(TEXT / "ru.jsonl")] * 5
+    parts = quality.divide(quality.weak_labels(texts, {"ru": RU}, max_chars=400, seed=0), seed=0)
+    found = [{s for s in RU.spam for e in part if e.kind == "spam" and s.lower() in e.text.lower()} for part in parts]
+    assert all(found)
+    assert not found[0] & found[1]
 
 
 def test_sample_hears_small_groups():
@@ -193,7 +201,7 @@ def test_script_exactly(script, encoder, tmp_path):
     with torch.inference_mode():
         encoded = tokenizer(kept[0]["text"], truncation=True, max_length=64, return_tensors="pt")
         scores = loaded(encoded["input_ids"], encoded["attention_mask"]).logits.clamp(1, 5)
-    assert kept[0]["score"] == pytest.approx(min(scores.mean().item(), scores[0, 4].item()), abs=1e-4)
+    assert kept[0]["score"] == pytest.approx(min(scores.mean().item(), scores[0, 4].item() + 1), abs=1e-4)
 
     # The same input gives the same output.
     assert run(script, source, encoder, tmp_path / "again").returncode == 0

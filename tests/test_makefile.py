@@ -67,6 +67,14 @@ def test_an_unknown_profile_names_the_known_ones():
     assert "demo" in process.stderr
 
 
+def test_a_machine_without_what_a_profile_needs_is_told_at_once():
+    process = make("tokenizer", "cpt", "PROFILE=vikhr-7b", check=False, PATH="/usr/bin:/bin", HF_HUB_OFFLINE="1")
+    assert process.returncode != 0
+    assert "GPU" in process.stderr
+    assert "hub" in process.stderr
+    assert "fetch" not in process.stdout
+
+
 def test_plan_lists_the_stages_in_order_and_makes_nothing(tmp_path):
     printed = make("plan", "PROFILE=test", f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k").stdout
     scripts = re.findall(r"scripts/(\w+)\.py", printed)

@@ -203,7 +203,7 @@ def _score(
     hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
     row, position = torch.tensor(places, device=hidden.device).unbind(1)
     head = model.get_output_embeddings()
-    at_once = max(LOGITS_AT_ONCE // head.weight.shape[0], 1)
+    at_once = max(LOGITS_AT_ONCE // head.out_features, 1)
     values, best = [], []
     for chosen, target in zip(
         hidden[row, position].split(at_once), torch.tensor(targets, device=hidden.device).split(at_once), strict=True

@@ -4,12 +4,14 @@ import dataclasses
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
+from scipy.stats import mannwhitneyu, spearmanr
+from sklearn.metrics import f1_score
 
 from lib import corruption, documents, progress
 from lib.corruption import CRITERIA
@@ -20,7 +22,8 @@ MIDDLE = 3.0  # of 1..5: below it a text is called bad when F1 is computed
 HELD_OUT_SHARE = 0.2
 CHARACTERS_PER_TOKEN = 8  # more than any natural text has; texts are cut there before they are tokenised
 SHORTEST = 150  # characters of a training text that is cut to a random length, so that length alone tells little
-TRAINING_BATCH_TOKENS = 2048  # small: a thousand examples have to make enough steps
+TRAINING_BATCH_TOKENS = 1024  # small: a thousand examples have to make enough steps
+HEAD_RATE = 8  # times the learning rate, for the pooler and the heads, which start from nothing
 WEIGHT_DECAY = 0.01
 WARMUP_SHARE = 0.1
 
@@ -37,8 +40,8 @@ class Example:
 
 
 def overall(scores: np.ndarray) -> np.ndarray:
-    """[texts] from [texts, 5]: the mean of the five criteria, but no more than safety, which nothing makes up for."""
-    return np.minimum(scores.mean(axis=1), scores[:, CRITERIA.index("safety")])
+    """[texts] from [texts, 5]: the mean of the five, but at most a point above safety, which nothing makes up for."""
+    return np.minimum(scores.mean(axis=1), scores[:, CRITERIA.index("safety")] + 1)
 
 
 def load(encoder: Path, layers: int) -> tuple[transformers.BertForSequenceClassification, object]:
@@ -69,6 +72,10 @@ def load(encoder: Path, layers: int) -> tuple[transformers.BertForSequenceClassi
         model = transformers.BertForSequenceClassification.from_pretrained(encoder, config=config, dtype=torch.float32)
     except (OSError, RuntimeError) as error:
         raise UserError(f"--encoder={encoder}: {str(error).splitlines()[0]}") from None
+    # The heads read the first position. With no queries in the last layer it starts as a mean over all positions, which
+    # is what such encoders were trained to be read by, and learns from there (held-out AUC 0.86 instead of 0.7 to 0.8).
+    for parameter in model.bert.encoder.layer[-1].attention.self.query.parameters():
+        torch.nn.init.zeros_(parameter)
     torch.nn.init.constant_(model.classifier.bias, (corruption.BEST + MIDDLE) / 2)
     model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
@@ -106,14 +113,24 @@ def read_annotations(path: Path) -> list[Example]:
 def weak_labels(
     texts: Sequence[tuple[str, str]], known: dict[str, Language], *, max_chars: int, seed: int
 ) -> list[Example]:
-    """Two examples of each (text, language): as it is, and damaged; cut to a random length of up to `max_chars`."""
+    """Two examples of each (text, language): as it is, and damaged; cut to a random length of up to `max_chars`.
+
+    Examples that `divide` will hold out are damaged with other menus and spam than those for training: what is measured
+    is not whether the very phrases were learnt.
+    """
     rng = random.Random(seed)
+    held_out = _held_out(range(len(texts)), seed)
+    phrases = {
+        (code, held): dataclasses.replace(language, menu=_share(language.menu, held), spam=_share(language.spam, held))
+        for code, language in known.items()
+        for held in (False, True)
+    }
     examples = []
     for group, (whole, code) in enumerate(texts):
         foreign = [text for text, other in rng.choices(texts, k=8) if other != code]
         other = foreign[0] if foreign else rng.choice(texts)[0]
         text, source = (_cut(whole, max_chars, rng) for _ in range(2))
-        spoilt, kind, severity = corruption.spoil(source, other[:max_chars], known[code], rng)
+        spoilt, kind, severity = corruption.spoil(source, other[:max_chars], phrases[code, group in held_out], rng)
         examples.append(Example(text, corruption.scores(), True, group))
         if spoilt.split() != source.split():
             scores = corruption.scores(kind, severity)
@@ -123,9 +140,7 @@ def weak_labels(
 
 def divide(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:
     """(training, held-out) by groups, a fifth of them held out."""
-    groups = sorted({example.group for example in examples})
-    random.Random(seed).shuffle(groups)
-    held_out = set(groups[: max(1, round(HELD_OUT_SHARE * len(groups)))])
+    held_out = _held_out({example.group for example in examples}, seed)
     return [e for e in examples if e.group not in held_out], [e for e in examples if e.group in held_out]
 
 
@@ -143,8 +158,11 @@ def train(
     rng = random.Random(seed)
     encoded = _encode(tokenizer, [example.text for example in examples], max_tokens)
     labels = torch.tensor([example.scores for example in examples])
+    heads = [*model.bert.pooler.parameters(), *model.classifier.parameters()]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    body = [weight for weight in weights if all(weight is not head for head in heads)]
+    groups = [{"params": body}, {"params": heads, "lr": HEAD_RATE * learning_rate}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
     batches = list(_batches(encoded, TRAINING_BATCH_TOKENS))
     steps = epochs * len(batches)
     warmup = max(1, round(WARMUP_SHARE * steps))
@@ -232,8 +250,7 @@ def auc(higher: np.ndarray, lower: np.ndarray) -> float:
     """The probability that a member of `higher` exceeds one of `lower` (ties count half); nan if either is empty."""
     if not len(higher) or not len(lower):
         return math.nan
-    ranks = _ranks(np.concatenate([higher, lower]))
-    return float((ranks[: len(higher)].sum() - len(higher) * (len(higher) + 1) / 2) / (len(higher) * len(lower)))
+    return float(mannwhitneyu(higher, lower).statistic / (len(higher) * len(lower)))
 
 
 def balanced_sample(keys: Sequence[object], count: int, seed: int) -> list[int]:
@@ -250,6 +267,17 @@ def balanced_sample(keys: Sequence[object], count: int, seed: int) -> list[int]:
         chosen += [queue.pop() for queue in queues]
         queues = [queue for queue in queues if queue]
     return chosen[:count]
+
+
+def _held_out(groups: Iterable[int], seed: int) -> set[int]:
+    shuffled = sorted(groups)
+    random.Random(seed).shuffle(shuffled)
+    return set(shuffled[: max(1, round(HELD_OUT_SHARE * len(shuffled)))])
+
+
+def _share(phrases: tuple[str, ...], held_out: bool) -> tuple[str, ...]:
+    """A third of the phrases for held-out examples, the others for training."""
+    return tuple(phrase for index, phrase in enumerate(phrases) if (index % 3 == 0) is held_out)
 
 
 def _encode(tokenizer: object, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
@@ -290,22 +318,14 @@ def _cut(text: str, max_chars: int, rng: random.Random) -> str:
     return text if len(text) <= limit else text[:limit].rsplit(None, 1)[0]
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the smallest value; equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-
 def _spearman(left: np.ndarray, right: np.ndarray) -> float:
     if len(left) < 3 or np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
-    return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
+    return float(spearmanr(left, right).statistic)
 
 
 def _f1(actual: np.ndarray, predicted: np.ndarray) -> float:
-    hits = int((actual & predicted).sum())
-    total = int(actual.sum() + predicted.sum())
-    return 2 * hits / total if total else math.nan
+    return float(f1_score(actual, predicted, zero_division=math.nan))
 
 
 def _rounded(value: float) -> float | None:
