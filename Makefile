@@ -10,6 +10,8 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 .NOTPARALLEL: # stages own all cores or the accelerator
 
 PROFILE ?= demo##     which configs/<profile>/ to run: demo, test, vikhr-7b, llama2-7b, llama3-8b, nemo-12b
+# Waiting threads sleep: on a busy machine, spinning ones made a training step six times slower.
+export OMP_WAIT_POLICY ?= passive
 VENV ?= .venv##        the virtual environment that is set up and used
 PYTHON ?= #      an interpreter with all requirements installed (the image's); no virtual environment then
 
@@ -68,6 +70,9 @@ script-tokenizer := train_spm
 script-init := init_embeddings
 templates-report := report.html.j2 model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
+
+languages-filter := $(wildcard configs/languages/*.yaml)
+languages-tokenizer := $(languages-filter)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
@@ -138,7 +143,7 @@ key = mkdir -p $(@D) && { printf '%s\n' $(1); cat $(2) | sha256sum; } > $@.new &
 $(KEYS)/sources/%: FORCE
 	+@$(call key,source,configs/sources/$*.yaml $(call code,fetch))
 $(K)/%: FORCE
-	+@$(call key,'$(facts-$*)',$(call code,$*) $(call conf,$*))
+	+@$(call key,'$(facts-$*)',$(call code,$*) $(call conf,$*) $(languages-$*))
 .PHONY: FORCE
 FORCE:
 

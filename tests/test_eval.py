@@ -212,6 +212,14 @@ def test_load_says_what_is_wrong(tmp_path):
         harness.load([BUILTIN[1], BUILTIN[1]], num_fewshot=0, seed=0)
 
 
+def test_a_record_holds_indices_of_choices():
+    logged = {"doc_id": 7, "doc": {"question": "?"}, "target": "B", "acc": 1.0}
+    logged["filtered_resps"] = [(-2.0, False), (-1.0, True), (-3.0, False)]
+    expected = {"id": 7, "prediction": 1, "target": 1, "correct": True, "log_probabilities": [-2.0, -1.0, -3.0]}
+    assert harness._record(logged, ["A", "B", "C"]) == expected
+    assert harness._record({**logged, "doc": {"id": "x"}, "target": 0, "acc": 0.0}, ["A", "B", "C"])["id"] == "x"
+
+
 def test_an_overlong_context_loses_its_beginning(model, tokenizer):
     scorer = harness.Scorer(model, tokenizer, 100)
     scorer._max_length = 5
@@ -255,7 +263,7 @@ def test_hub_tasks_read_rows_of_their_datasets(file, monkeypatch, model, tokeniz
     results, samples = harness.run(model, tokenizer, tasks, limit=None, batch_tokens=1000)
     assert "None" not in tasks[config["task"]].instances[0].args[0]
     assert results[config["task"]]["items"] == 1
-    assert samples[config["task"]][0]["target"] in (1, "B")
+    assert samples[config["task"]][0]["target"] == 1
 
 
 def test_prompts_are_padded_on_the_left():

@@ -134,7 +134,7 @@ def run(
     results, samples = {}, {}
     for name, task in tasks.items():
         logged = found["samples"][name]
-        samples[name] = [_record(sample) for sample in logged]
+        samples[name] = [_record(sample, task.doc_to_choice(sample["doc"])) for sample in logged]
         chances = [1 / len(sample["filtered_resps"]) for sample in logged]
         correct = [record["correct"] for record in samples[name]]
         results[name] = {**metrics.accuracy(correct, chances), "shots": task.config.num_fewshot}
@@ -188,15 +188,14 @@ def prox_letters(item: dict) -> list[str]:
     return [letter for place, letter in enumerate("ABCDEFGHIJ") if item[f"option_{place}"] is not None]
 
 
-def _record(sample: dict) -> dict[str, object]:
-    """One item's line; a data set without ids gets the item's number."""
+def _record(sample: dict, choices: list[str]) -> dict[str, object]:
+    """One item's line; a data set without ids gets the item's number. Prediction and target are choices' indices."""
     likelihoods = [response[0] for response in sample["filtered_resps"]]
-    document = sample["doc"]
-    identity = document.get("id", document.get("question_id", sample["doc_id"]))
+    document, target = sample["doc"], sample["target"]
     return {
-        "id": identity,
+        "id": document.get("id", document.get("question_id", sample["doc_id"])),
         "prediction": max(range(len(likelihoods)), key=likelihoods.__getitem__),
-        "target": sample["target"],
+        "target": choices.index(target) if isinstance(target, str) else target,
         "correct": bool(sample["acc"]),
         "log_probabilities": [round(value, 4) for value in likelihoods],
     }

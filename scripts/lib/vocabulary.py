@@ -26,7 +26,8 @@ def surfaces(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     backend = tokenizer.backend_tokenizer
     byte_level = is_byte_level(backend)
     added = backend.get_added_tokens_decoder()
-    result: list[bytes | None] = [None] * len(tokenizer)
+    # Ids can have gaps, so the largest counts, not their number.
+    result: list[bytes | None] = [None] * (max(tokenizer.get_vocab().values()) + 1)
     for piece, token in tokenizer.get_vocab().items():
         if token in added:
             result[token] = None if added[token].special else added[token].content.encode()
