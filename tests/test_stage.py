@@ -147,6 +147,8 @@ def _script(tmp_path, body, wait=True):
         f"import sys, time\nfrom lib import cli\ndef main(*, a: int = 1) -> None:\n    {body}\ncli.run(main)\n"
     )
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A suite run in the background inherits an ignored SIGINT; a terminal's programs do not.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
     process = subprocess.Popen([sys.executable, str(path)], env=environment, **options)
     if not wait:
