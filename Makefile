@@ -18,6 +18,7 @@ PYTHON ?= #      an interpreter with all requirements installed (the image's); n
 CONF := configs/$(PROFILE)
 $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
 include $(CONF)/profile.mk
+INIT_BENCH_STEPS ?= 40##  steps of training for each method of `make init-bench`
 GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
 
 D := data/$(PROFILE)
@@ -27,6 +28,8 @@ MODELS := checkpoints/models
 KEYS := data/.keys
 K := $(KEYS)/$(PROFILE)
 CHECKPOINTS := base init cpt sft
+# Of `make init-bench`: methods of init_embeddings.py, with -norms for --match_norms; the first is what others are compared with.
+INIT_METHODS := mean mean-norms mean_weighted first_last focus omp random
 
 PY := $(or $(strip $(PYTHON)),$(VENV)/bin/python)
 ifeq ($(strip $(PYTHON)),)
@@ -58,21 +61,28 @@ manifests = $(addsuffix /manifest.json,$(1))
 lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
 lib-dedup := documents minhash paragraphs
 lib-filter := corruption documents languages paragraphs quality rules
-lib-tokenizer := documents fertility languages metrics models spm vocabulary
-lib-init := models vocabulary
+lib-tokenizer := bpe documents fertility languages models spm vocabulary
+lib-init := documents embeddings models vocabulary
 lib-pack := documents models packing losses
 lib-training := documents losses metrics models packing training
-lib-cpt := $(lib-training)
+lib-cpt := $(lib-training) audit vocabulary
 lib-sft := $(lib-training) dialogues
-lib-eval := documents generation harness metrics models
+lib-eval := documents fertility generation harness metrics models vocabulary
 lib-report := documents languages page plots scores
+lib-init-bench := documents metrics models
+lib-init-bench-cpt := $(lib-cpt)
+lib-vocab-sweep := languages models plots scores
 script-tokenizer := train_spm
 script-init := init_embeddings
+script-init-bench := init_bench
+script-init-bench-cpt := cpt
+script-vocab-sweep := vocab_sweep
 templates-report := report.html.j2 model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
 languages-filter := $(wildcard configs/languages/*.yaml)
 languages-tokenizer := $(languages-filter)
+languages-vocab-sweep := $(languages-filter)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
@@ -81,6 +91,10 @@ facts-tokenizer := $(BASE) $(TOKENIZERS)
 facts-init := $(BASE)
 facts-sft := $(INSTRUCT)
 facts-eval := $(BASE)
+CONF-init-bench-cpt := $(call conf,cpt)
+facts-init-bench := $(BASE) $(INIT_METHODS)
+facts-init-bench-cpt := $(INIT_BENCH_STEPS)
+facts-vocab-sweep := $(BASE) $(SWEEP)
 facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS)
 
 ##@ The pipeline
@@ -115,8 +129,24 @@ $(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCO
 $(C)/tokenizer/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
 	$(call run,train_spm,tokenizer) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
 
-$(C)/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
-	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --out=$(@D)
+$(C)/vocab-sweep/%/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
+	$(call run,train_spm,tokenizer) --vocab_size=$* --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
+
+$(D)/vocab-sweep/manifest.json: $(K)/vocab-sweep $(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)) | $(READY)
+	$(call run,vocab_sweep,vocab-sweep) --tokenizers=$(call list,$(SWEEP:%=$(C)/vocab-sweep/%)) --base=$(MODELS)/$(BASE) --out=$(@D)
+
+$(C)/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
+	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
+
+$(C)/init-bench/%/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
+	$(call run,init_embeddings,init) --method=$(*:-norms=) --match_norms=$(if $(filter %-norms,$*),true,false) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
+
+# Without the KL term, whose reference would be another one for each method.
+$(C)/init-bench/%/cpt/manifest.json: $(K)/init-bench-cpt $(C)/init-bench/%/init/manifest.json $(D)/pack/manifest.json | $(READY)
+	$(call train,cpt) --reference=none --max_steps=$(INIT_BENCH_STEPS) --model=$(C)/init-bench/$*/init --pack=$(D)/pack --out=$(@D)
+
+$(D)/init-bench/manifest.json: $(K)/init-bench $(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)) | $(READY)
+	$(call run,init_bench,init-bench) --runs=$(call list,$(INIT_METHODS:%=$(C)/init-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 $(D)/pack/manifest.json: $(K)/pack $(D)/filter/manifest.json $(C)/tokenizer/manifest.json | $(READY)
 	$(call run,pack,pack) --documents=$(D)/filter --tokenizer=$(C)/tokenizer --out=$(@D)
@@ -146,6 +176,11 @@ $(K)/%: FORCE
 	+@$(call key,'$(facts-$*)',$(call code,$*) $(call conf,$*) $(languages-$*))
 .PHONY: FORCE
 FORCE:
+
+##@ Comparisons
+.PHONY: init-bench vocab-sweep
+init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training
+vocab-sweep: $(D)/vocab-sweep/manifest.json ## vocabularies of the sizes in SWEEP: tokens saved, parameters spent
 
 ##@ Everything else
 .PHONY: help plan setup test lint clean

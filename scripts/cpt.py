@@ -4,8 +4,10 @@
         --config=configs/demo/cpt.yaml
     torchrun --nproc_per_node=8 scripts/cpt.py ...        (several GPUs; DeepSpeed by `deepspeed:` in the YAML)
 
-Reads:  the initialised model (also the frozen reference), the packed rows and held-out documents.
-Writes: a Hugging Face model folder and metrics.jsonl. An interrupted run goes on from its last checkpoint.
+Reads:  the initialised model (also the frozen reference; what its rows.json says of the rows), the packed rows and
+        held-out documents.
+Writes: a Hugging Face model folder, metrics.jsonl and audit.json (new rows that the first tenth did not train, rows
+        that left the base's range of norms). An interrupted run goes on from its last checkpoint.
 """
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from lib import cli, documents, models, packing, stage, training
+from lib import audit, cli, documents, models, packing, stage, training
 from lib.errors import UserError
 
 
@@ -26,6 +28,7 @@ def main(
     kl_weight: float = 1.0,
     learning_rate: float = 1e-3,
     embedding_learning_rate: float | None = None,
+    embedding_steps: int = 0,
     adam_beta1: float = 0.99,
     adam_beta2: float = 0.95,
     adam_epsilon: float = 1e-8,
@@ -59,6 +62,7 @@ def main(
         kl_weight: lambda.
         learning_rate: peak rate.
         embedding_learning_rate: peak rate of embeddings and head; learning_rate if not given.
+        embedding_steps: steps at first in which only embeddings and head move; the body warms up after them.
         adam_beta1: AdamW's first beta.
         adam_beta2: AdamW's second beta.
         adam_epsilon: AdamW's epsilon.
@@ -87,6 +91,12 @@ def main(
     inputs = {"model": model, "pack": pack}
     if adam_beta1 >= 1 or adam_beta2 >= 1:
         raise UserError(f"adam_beta1 {adam_beta1}, adam_beta2 {adam_beta2}: both have to be below 1")
+    if embedding_steps:
+        steps = training.count_steps(packed["rows"], batch_size, accumulation, epochs, max_steps)
+        if not 0 < embedding_steps < steps:
+            raise UserError(
+                f"embedding_steps {embedding_steps}: has to be 0 or more, and below the run's {steps} steps"
+            )
     models.check_same_tokenizer(models.load_tokenizer(model), packed["tokenizer"], model, pack)
     implementation = training.choose_attention(attention)
     with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
@@ -100,18 +110,23 @@ def main(
             frozen.to(args.device, dtype=torch.bfloat16 if args.bf16 else torch.float32)
         training.attach_loss(trained, len(tokenizer), reference=frozen, kl_weight=kl_weight, chunk=head_chunk)
         sample = documents.held_out(pack / "held_out" / "documents", eval_characters)
+        rows = packing.PackedRows(pack / "train", packed["sequence_length"], packed["vocabulary"])
+        rows_audit = audit.RowAudit(tokenizer, rows.tokens, model, building.folder)
         figures = training.run(
             trained,
             tokenizer,
-            packing.PackedRows(pack / "train", packed["sequence_length"], packed["vocabulary"]),
+            rows,
             building.folder,
             args,
             flatten=implementation == "flash_attention_2",
             evaluate=training.held_out_probe(trained, tokenizer, sample, window=packed["sequence_length"]),
             eval_steps=eval_steps,
             embedding_learning_rate=embedding_learning_rate,
+            embedding_steps=embedding_steps,
+            callbacks=[rows_audit],
         )
-        building.record(**figures, attention=implementation, precision="bf16" if args.bf16 else "fp32")
+        building.record(**figures, audit=rows_audit.counts)
+        building.record(attention=implementation, precision="bf16" if args.bf16 else "fp32")
     first, last = figures["held_out_first"], figures["held_out_last"]
     print(
         f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['tokens_per_second']:,.0f} tok/s | held-out "

@@ -63,7 +63,7 @@ def main(
     with stage.output(out, inputs=inputs, settings=settings) as building:
         import torch
 
-        from lib import generation, harness, metrics, models
+        from lib import fertility, generation, harness, metrics, models
 
         if window > (longest := models.context_length(model)):
             raise UserError(f"--window={window}: {model} was made for {longest:,} tokens at most")
@@ -77,8 +77,8 @@ def main(
         for language, found in texts.items():
             scores = metrics.bits_per_byte(scored, tokenizer, found, **sizes, title=f"bits per byte, {language}")
             bits[language] = metrics.summarise(scores, seed=seed)
-        fertility = {language: metrics.fertility(tokenizer, found) for language, found in texts.items()}
-        building.record(bits_per_byte=bits, fertility=fertility)
+        spent = {language: fertility.measure(tokenizer, found) for language, found in texts.items()}
+        building.record(bits_per_byte=bits, fertility=spent)
 
         results = {}
         if loaded:
@@ -157,12 +157,15 @@ def table(results: dict) -> str:
     """The closing table: a line a language, a line a task, a line for speed."""
     lines = [
         f"{results['checkpoint']}: {results['parameters'] / 1e6:,.1f} M parameters, {results['vocabulary']:,} tokens",
-        f"{'language':<14}{'bits per byte':<28}{'tokens/word':>12}{'bytes/token':>13}{'chars/token':>13}{'texts':>8}",
+        f"{'language':<14}{'bits per byte':<28}{'tokens/word':>12}{'words whole':>13}{'bytes/token':>13}{'chars/token':>13}{'texts':>8}",
     ]
     for language, score in results["bits_per_byte"].items():
         spent = f"{score['value']:.4f} [{score['low']:.4f}, {score['high']:.4f}]"
-        words, size, characters = results["fertility"][language].values()
-        lines.append(f"{language:<14}{spent:<28}{words:>12.2f}{size:>13.2f}{characters:>13.2f}{score['documents']:>8,}")
+        rates = results["fertility"][language]
+        lines.append(
+            f"{language:<14}{spent:<28}{rates['tokens_per_word']:>12.2f}{rates['words_whole']:>13.1%}"
+            f"{rates['bytes_per_token']:>13.2f}{rates['characters_per_token']:>13.2f}{score['documents']:>8,}"
+        )
     if results["tasks"]:
         lines.append(f"{'task':<14}{'accuracy':<28}{'chance':>12}{'items':>13}{'examples':>13}")
     for name, score in results["tasks"].items():

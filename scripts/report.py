@@ -112,7 +112,10 @@ def main(
             "tokenizations": page.tokenizations(fertility),
             "example": fertility["example"],
             "score_plots": plots.scores(table),
-            "fertility_plots": plots.fertility(page.tokens_per_word(fertility), base),
+            "fertility_plots": plots.fertility(
+                {scores.name_of(code): spent for code, spent in plots.tokens_per_word(fertility).items()}, base
+            ),
+            "fertility_rows": page.fertility_rows(fertility, language),
             "source_rows": page.source_rows(sources, results["filter"]),
             "duplicates": {
                 reason: [page.pair(row) for row in rows]

@@ -1,22 +1,25 @@
-"""Rebuild the tokenizer for the target language: SentencePiece on the filtered text plus a share of English.
+"""Give the target language tokens: a new SentencePiece vocabulary, or new merges on top of the base's own.
 
     python scripts/train_spm.py --documents=data/demo/filter --base=checkpoints/models/smollm2-135m \
         --out=checkpoints/demo/tokenizer --config=configs/demo/tokenizer.yaml
 
 Reads:  the filtered documents (split 'train'), the base model's tokenizer, tokenizers to compare with.
-Writes: tokenizer.model (SentencePiece), tokenizer.json (encodes identically, checked) with the base's special tokens
-        and chat template, fertility.json (tokens per word and so on, on held-out text, beside other tokenizers).
+Writes: tokenizer.json with the base's special tokens, added tokens and chat template; tokenizer.model that encodes
+        identically (checked), unless a byte-level base is extended; fertility.json (tokens per word and so on, on held-out
+        text by language and source, beside other tokenizers) and fertility.svg (the paper's Figure 1).
 """
 
-import itertools
+import argparse
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from tokenizers import processors
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lib import cli, documents, fertility, languages, models, progress, spm, stage
+from lib import bpe, cli, documents, fertility, languages, models, plots, progress, spm, stage, vocabulary
 from lib.errors import UserError
 
 REPLAY_LANGUAGE = "en"
@@ -28,6 +31,7 @@ def main(
     base: Path,
     out: Path,
     compare: list[Path] = [],  # noqa: B006  (never changed; a list is what the annotation says)
+    mode: Literal["replace", "extend"] = "replace",
     language: str = "ru",
     vocab_size: int = 40_000,
     model_type: spm.ModelType = "bpe",
@@ -46,10 +50,11 @@ def main(
         base: folder of the base model (its tokenizer is read).
         out: folder to write.
         compare: folders of other tokenizers for the fertility report.
+        mode: 'replace' the base's vocabulary (the paper), or 'extend' it by merges of its own kind; English then stays as it is.
         language: code of the target language (configs/languages/).
-        vocab_size: all pieces, bytes and special tokens included; a multiple of 64 needs no padded rows.
-        model_type: 'bpe' or 'unigram'.
-        english_share: share of English characters in the training text.
+        vocab_size: all tokens, the base's (when extended), bytes and special ones included; a multiple of 64 needs no padded rows.
+        model_type: 'bpe' or 'unigram', where the vocabulary is replaced.
+        english_share: share of English characters in the training text, where the vocabulary is replaced.
         character_coverage: share of the characters that get pieces; the rest is spelt in bytes.
         max_train_characters: text to train on, at most.
         held_out_characters: held-out text per language for the fertility report, at most.
@@ -62,39 +67,62 @@ def main(
     template = base_tokenizer.chat_template or (chat_template and chat_template.read_text(encoding="utf-8"))
     if template is None:
         raise UserError(f"{base}: its tokenizer has no chat template; name a Jinja file with --chat_template")
+    spoken = languages.load(language)
     inputs = {"documents": documents, "base": base, **{f"compare[{n}]": path for n, path in enumerate(compare)}}
     with stage.output(out, inputs=inputs, settings=settings) as building:
-        unknown = base_tokenizer.unk_token or "<unk>"
         held_out_text = _held_out(documents, held_out_characters)
-        texts = list(_training_text(documents, language, english_share, max_train_characters, seed))
-        progress.say(f"tokenizer: training {vocab_size:,} {model_type} pieces on {sum(map(len, texts)):,} characters")
-        model = spm.train(
-            texts,
-            vocab_size=vocab_size,
-            model_type=model_type,
-            unknown=unknown,
-            controls=[token for token in _special_tokens(base_tokenizer) if token != unknown],
-            character_coverage=character_coverage,
-            threads=os.cpu_count() or 1,
+        if mode == "replace":
+            count, share = spm.count_words, english_share
+        else:
+            count, share = bpe.count_chunks, 0.0
+        counts: Counter[str] = Counter()
+        lines, characters = [], 0
+        for line in _training_text(documents, language, share, max_train_characters, seed):
+            count(counts, line)
+            characters += len(line)
+            if len(lines) < verify_lines:
+                lines.append(line)
+        progress.say(
+            f"tokenizer: {mode}, {vocab_size:,} tokens from {characters:,} characters, {len(counts):,} different words"
         )
-        (building.folder / "tokenizer.model").write_bytes(model)
-        fast = spm.to_fast(model)
-        checked = [*spm.HOSTILE, *itertools.islice(texts, verify_lines)]
-        _verify(model, fast, checked)
-        tokenizer = _dress(fast, base_tokenizer, template)
+        if mode == "replace":
+            fast, model = _replace(base_tokenizer, counts, vocab_size, model_type, character_coverage)
+        else:
+            fast, model = _extend(
+                base, base_tokenizer, counts, vocab_size, character_coverage, spoken.script == "Latin"
+            )
+        checked = [
+            *spm.HOSTILE,
+            *(spm.spoil(line, place // 2) if place % 2 else line for place, line in enumerate(lines)),
+        ]
+        if model is not None:
+            _verify(model, fast, checked)
+            (building.folder / "tokenizer.model").write_bytes(model)
+        tokenizer = models.dress(fast, base_tokenizer, template)
         models.save_tokenizer(tokenizer, building.folder)
         _check_round_trip(building.folder, tokenizer, checked)
+        unreachable = vocabulary.unreachable(tokenizer)
+        if mode == "extend":
+            building.record(extended=_describe_extension(base_tokenizer, tokenizer, unreachable, held_out_text))
 
         report = fertility.report(
-            {"new": building.folder, base.name: base, **{path.name: path for path in compare}},
+            {
+                "new": building.folder,
+                base.name: base,
+                **{path.name.removeprefix("tokenizer-"): path for path in compare},
+            },
             held_out_text,
-            languages.load(language).example,
+            spoken.example,
         )
         stage.write_json(building.folder / "fertility.json", report)
+        spent = {languages.load(code).name: values for code, values in plots.tokens_per_word(report).items()}
+        picture = plots.fertility_picture(spent, base.name)
+        (building.folder / "fertility.svg").write_text(picture, encoding="utf-8")
         building.record(
             vocab_size=len(tokenizer),
-            train_characters=sum(map(len, texts)),
+            train_characters=characters,
             verified_lines=len(checked),
+            unreachable=len(unreachable),
             fertility={name: row.get("languages") for name, row in report["tokenizers"].items()},
             example=report["example"],
         )
@@ -117,17 +145,68 @@ def _training_text(folder: Path, language: str, english_share: float, limit: int
         raise UserError(f"{folder}: no training document in another language than English")
 
 
-def _held_out(folder: Path, limit: int) -> dict[str, list[str]]:
-    return documents.held_out(folder / "documents", limit)
+def _held_out(folder: Path, limit: int) -> fertility.Texts:
+    texts = documents.held_out_by_source(folder / "documents", limit)
+    if not texts:
+        raise UserError(f"{folder}: no held-out document, so no text to measure fertility on")
+    return texts
 
 
-def _special_tokens(base: PreTrainedTokenizerFast) -> list[str]:
-    """The base's special tokens in the order of their ids."""
-    added = base.backend_tokenizer.get_added_tokens_decoder()
-    return [token.content for _, token in sorted(added.items()) if token.special]
+def _replace(
+    base: PreTrainedTokenizerFast, words: Counter[str], vocab_size: int, model_type: spm.ModelType, coverage: float
+) -> tuple[Tokenizer, bytes]:
+    """A SentencePiece vocabulary with the base's special and added tokens, and its fast form."""
+    unknown = base.unk_token or "<unk>"
+    added = [token for _, token in sorted(base.backend_tokenizer.get_added_tokens_decoder().items())]
+    model = spm.train(
+        words,
+        vocab_size=vocab_size,
+        model_type=model_type,
+        unknown=unknown,
+        controls=[token.content for token in added if token.special and token.content != unknown],
+        symbols=[token.content for token in added if not token.special],
+        character_coverage=coverage,
+        threads=os.cpu_count() or 1,
+    )
+    fast = spm.to_fast(model)
+    fast.post_processor = models.begin_and_end_like(base, fast)
+    return fast, model
 
 
-def _verify(model: bytes, fast: spm.Tokenizer, lines: list[str]) -> None:
+def _extend(
+    folder: Path, base: PreTrainedTokenizerFast, chunks: Counter[str], vocab_size: int, coverage: float, latin: bool
+) -> tuple[Tokenizer, bytes | None]:
+    """The base's vocabulary with more merges, and its SentencePiece model with the same ones where it has such a file."""
+    fast = bpe.extend(base, chunks, vocab_size=vocab_size, coverage=coverage, latin=latin)
+    if not (folder / "tokenizer.model").is_file():
+        return fast, None
+    return fast, spm.extend(spm.read_model(folder / "tokenizer.model"), fast)
+
+
+def _describe_extension(
+    base: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast, unreachable: list[int], held_out: fertility.Texts
+) -> dict[str, object]:
+    """What was added, and what share of English lines, of those with digits and of lines of code is encoded otherwise now."""
+    first = max(base.get_vocab().values()) + 1
+    if wrong := [token for token in unreachable if token >= first]:
+        raise AssertionError(
+            f"{len(wrong)} new tokens can't be reached, first {tokenizer.convert_ids_to_tokens(wrong[:5])}"
+        )
+    english = [
+        line for texts in held_out.get(REPLAY_LANGUAGE, {}).values() for text in texts for line in text.splitlines()
+    ]
+    kinds = {
+        "english": english,
+        "digits": [line for line in english if any(map(str.isdigit, line))],
+        "code": Path(argparse.__file__).read_text(encoding="utf-8").splitlines(),
+    }
+    changed = {
+        kind: bpe.changed_lines(base, tokenizer, [line for line in lines if line]) for kind, lines in kinds.items()
+    }
+    return {"new_tokens": len(tokenizer) - first, "changed_lines": changed}
+
+
+def _verify(model: bytes, fast: Tokenizer, lines: list[str]) -> None:
     wrong = list(spm.mismatches(model, fast, lines))
     if wrong:
         line, expected, got = wrong[0]
@@ -135,28 +214,6 @@ def _verify(model: bytes, fast: spm.Tokenizer, lines: list[str]) -> None:
             f"the fast tokenizer encodes {len(wrong)} of {len(lines)} lines otherwise than SentencePiece, "
             f"first {line[:80]!r}: {expected[:12]} against {got[:12]}"
         )
-
-
-def _dress(fast: spm.Tokenizer, base: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
-    """The fast tokenizer with the base's roles, its bos and eos behaviour, and the chat template."""
-    roles = {f"{role}_token": getattr(base, f"{role}_token") for role in ("bos", "eos", "pad")}
-    roles["unk_token"] = base.unk_token or "<unk>"
-    roles["pad_token"] = roles["pad_token"] or roles["eos_token"]
-    ids = base("x")["input_ids"]
-    if base.bos_token_id is not None and ids[0] == base.bos_token_id:
-        start = (base.bos_token, fast.token_to_id(base.bos_token))
-        fast.post_processor = processors.TemplateProcessing(
-            single="$bos $A".replace("$bos", start[0]), pair=f"{start[0]} $A {start[0]} $B", special_tokens=[start]
-        )
-    named = {token for token in roles.values() if token}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        **{role: token for role, token in roles.items() if token},
-        extra_special_tokens=[token for token in _special_tokens(base) if token not in named],
-        chat_template=template,
-        clean_up_tokenization_spaces=False,
-        model_max_length=base.model_max_length,
-    )
 
 
 def _check_round_trip(folder: Path, tokenizer: PreTrainedTokenizerFast, lines: list[str]) -> None:

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 
+import pyarrow as pa
 import pytest
 import zstandard
 
@@ -90,3 +91,39 @@ def test_an_unknown_kind_of_file_is_refused(tmp_path):
     (tmp_path / "x.docx").write_bytes(b"")
     with pytest.raises(UserError, match=r"not one of \.parquet"):
         list(documents.read(tmp_path / "x.docx"))
+
+
+def held_out_folder(folder, *rows):
+    with documents.writing(folder, extra=[("split", pa.string())]) as writer:
+        for number, (split, language, source, text) in enumerate(rows):
+            writer.write({"id": str(number), "split": split, "language": language, "source": source, "text": text})
+    return folder
+
+
+def test_held_out_text_is_shared_evenly_among_the_sources_that_have_it(tmp_path):
+    many = [("held_out", "ru", "big", f"{number:03}" + "б" * 7) for number in range(100)]
+    few = [("held_out", "ru", "small", "м" * 10)] * 2
+    other = [("train", "ru", "unseen", "х" * 10), ("held_out", "en", "old", "old")]
+    folder = held_out_folder(tmp_path, *many, ("held_out", "ru", "middle", "с" * 40), *few, *other)
+    found = documents.held_out_by_source(folder, 100)
+    sizes = {
+        language: {source: sum(map(len, texts)) for source, texts in part.items()} for language, part in found.items()
+    }
+    assert sizes == {"ru": {"big": 40, "middle": 40, "small": 20}, "en": {"old": 3}}
+    assert documents.held_out(folder, 100) == {
+        language: [text for texts in part.values() for text in texts] for language, part in found.items()
+    }
+    crossed = documents.held_out_by_source(folder, 41)["ru"]
+    assert {source: sum(map(len, texts)) for source, texts in crossed.items()} == {"big": 10, "middle": 40}
+
+
+def test_held_out_text_is_drawn_from_all_of_a_source_whatever_the_order(tmp_path):
+    rows = [("held_out", "ru", f"s{number % 2}", f"{number:04}") for number in range(200)]
+    found = documents.held_out(held_out_folder(tmp_path / "a", *rows), 80)["ru"]
+    assert len(found) == len(set(found)) == 20
+    assert max(map(int, found)) > 100
+    assert documents.held_out(tmp_path / "a", 80, seed=1)["ru"] != found
+    with documents.writing(tmp_path / "b", extra=[("split", pa.string())]) as writer:
+        for document in reversed(list(documents.read(tmp_path / "a"))):
+            writer.write(document)
+    assert documents.held_out(tmp_path / "b", 80)["ru"] == found

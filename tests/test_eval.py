@@ -68,6 +68,10 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     results = json.loads((out / "manifest.json").read_text())["results"]
     assert results["checkpoint"] == "cpt"
     assert set(results["bits_per_byte"]) == set(results["fertility"]) == {"ru", "en"}
+    rates = results["fertility"]["ru"]
+    assert [f"{rates['tokens_per_word']:.2f}", f"{rates['words_whole']:.1%}"] == next(
+        line.split()[4:6] for line in done.stdout.splitlines() if line.startswith("ru ")
+    )
     score = results["bits_per_byte"]["ru"]
     assert score["documents"] == 3  # the empty one is left out
     assert score["bytes"] == 6 * len(TEXTS["ru"].encode())

@@ -3,7 +3,7 @@ import math
 import pytest
 import tiny_model
 import torch
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, normalizers
 from tokenizers import models as kinds
 from transformers import PreTrainedTokenizerFast
 
@@ -160,14 +160,6 @@ def test_summarise_is_a_ratio_of_sums():
     assert (found["documents"], found["bytes"], found["tokens"]) == (2, 20, 5)
     assert found["perplexity_per_token"] == 4.0
     assert metrics.summarise(scores, seed=1) == found
-
-
-def test_fertility_by_hand():
-    raw = Tokenizer(kinds.WordLevel({"[UNK]": 0, "да": 1, "нет": 2, ",": 3}, unk_token="[UNK]"))
-    raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]")
-    found = metrics.fertility(tokenizer, ["да, нет", "нет"])
-    assert found == {"tokens_per_word": 4 / 3, "bytes_per_token": 18 / 4, "characters_per_token": 10 / 4}
 
 
 def test_wilson_interval_and_chance():

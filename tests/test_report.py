@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -48,6 +49,14 @@ def manifest(results, **more):
         "commit": "abc123",
         "versions": {"python": "3.11.7"},
     } | more
+
+
+def measured(spent, whole):
+    """A tokenizer's row of fertility.json, the second Russian source harder."""
+    rates = {"tokens_per_word": spent, "words_whole": whole, "bytes_per_token": 3.0, "characters_per_token": 2.0}
+    harder = rates | {"tokens_per_word": spent + 1}
+    sources = {"ru": {"pages": rates, "fortunes": harder}, "en": {"pages-en": rates | {"tokens_per_word": 1.5}}}
+    return {"languages": {"ru": rates, "en": rates | {"tokens_per_word": 1.5}}, "sources": sources}
 
 
 def write(folder, content, **files):
@@ -111,15 +120,18 @@ def make_run(tmp_path):
     figures |= {"characters": {"train": 500, "held_out": 200, "removed": 100}, "labels": "weak", "evaluation": judged}
     figures |= {"criteria": {"grammar": 3.5}, "by_source": {"pages": {"kept": 6, "low_quality": 1, "low_cyrillic": 1}}}
     write(data / "filter", manifest(figures, settings={"threshold": 2.5, "limits": {"low_script": 0.5}}))
-    rates = {"tokens_per_word": 2.0, "bytes_per_token": 3.0, "characters_per_token": 2.0}
     fertility = {
-        "new": {"vocabulary": 1024, "languages": {"ru": rates}, "example": [" Ма", "ши", "на"]},
-        "little": {"vocabulary": 600, "languages": {"ru": rates | {"tokens_per_word": 7.0}}, "example": ["�", "<b>"]},
+        "new": {"vocabulary": 1024, **measured(2.0, 0.625), "example": [" Ма", "ши", "на"]},
+        "little": {"vocabulary": 600, **measured(7.0, 0.125), "example": ["�", "<b>"]},
         "absent": {"skipped": "npm is not installed"},
     }
+    counted = {"documents": 2, "characters": 300, "words": 50}
+    text = {"en": {"pages-en": counted}, "ru": {"pages": counted, "fortunes": counted | {"words": 70}}}
     spm = manifest({"vocab_size": 1024, "train_characters": 500}, settings={"language": "ru", "compare": []})
     write(data / "tokenizer", spm)
-    (data / "tokenizer" / "fertility.json").write_text(json.dumps({"example": "Машина", "tokenizers": fertility}))
+    (data / "tokenizer" / "fertility.json").write_text(
+        json.dumps({"example": "Машина", "text": text, "tokenizers": fertility})
+    )
     rows = {"copied": 238, "byte": 256, "special": 3, "averaged": 527, "global_mean": 0, "padded": 0}
     made = {"rows": 1024, "tied": True, "parameters": 9, "rows_by_rule": rows, "strangest": {"▁<i>": 21}}
     write(data / "init", manifest(made, inputs={"base": {"path": "models/little", "sha256": "cd" * 32}}))
@@ -228,6 +240,10 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         "skipped: apt-get is not installed",
         "no manifest: it was not fetched",
         "npm is not installed",
+        "Tokens per word, Russian",
+        '<tr class="all"><td>Russian</td><td class="n">120</td>',
+        "<td>fortunes</td>",
+        '<span class="better">62.5%</span>',
         "(nothing)",
         "GPL &lt;3&gt;",
         "less than 50% of its letters are of its language&#39;s script",
@@ -345,6 +361,35 @@ def test_a_filter_no_better_than_length_is_called_that():
     assert len(page.filter_verdict(judged)) == 1
 
 
+def test_fertility_by_source_names_the_target_first_and_marks_the_best():
+    counted = {"ru": {"few": {"words": 5}, "many": {"words": 9}}, "en": {"old": {"words": 3}}}
+
+    def row(spent, whole):
+        rates = {"tokens_per_word": spent, "words_whole": whole}
+        half = {"tokens_per_word": spent / 2, "words_whole": whole / 2}
+        languages = {"ru": rates, "en": half}
+        return {"languages": languages, "sources": {"ru": {"few": half, "many": rates}, "en": {"old": half}}}
+
+    rows = {"new": row(2.001, 0.5), "base": row(2.004, 0.25), "dear": row(12.0, 0.06), "gone": {"skipped": "no"}}
+    found = page.fertility_rows({"text": dict(reversed(counted.items())), "tokenizers": rows}, "ru")
+    assert [(part["name"], part["words"], part.get("sources")) for part in found] == [
+        ("Russian", 14, 2),
+        ("many", 9, None),
+        ("few", 5, None),
+        ("English", 3, 1),
+        ("old", 3, None),
+    ]
+    assert found[0]["spent"] == {"new": "2.00", "base": "2.00", "dear": "12.00"}
+    assert found[0]["whole"] == {"new": "50.0%", "base": "25.0%", "dear": "6.0%"}
+    assert [(part["fewest"], part["most"]) for part in found] == [
+        ("2.00", "50.0%"),
+        ("2.00", "50.0%"),
+        ("1.00", "25.0%"),
+        ("1.00", "25.0%"),
+        ("1.00", "25.0%"),
+    ]
+
+
 def test_units():
     assert [page.duration(value) for value in (4.2, 185, 4320)] == ["4.2 s", "3 min 5 s", "1 h 12 min"]
     assert [page.memory(value) for value in (0.003, 546, 2100)] == ["3 kB", "546 MB", "2.1 GB"]
@@ -361,6 +406,34 @@ def test_a_plot_belongs_to_the_page():
     assert not re.search(r"http|<style|<metadata|font-family|#0000", svg)
     assert {"var(--ink)", "var(--series-1)", "var(--muted)"} <= set(re.findall(r"var\([^)]+\)", svg))
     assert svg == plots.bars("Tokens <b>", {"new": 2.0, "a & b $x$": 7.0}, unit="tokens", highlighted=["new"])
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plots.fertility_picture({"Russian": {"new": 2.0, "a & b": 7.0}, "English": {"new": 1.5}}, "a & b"),
+        lambda: plots.vocabulary_sizes({"Russian": {768: 2.5, 1024: 2.0}}, {"Russian": 7.0}, {768: 9e6, 1024: 12e6}),
+    ],
+    ids=["fertility", "sizes"],
+)
+def test_a_picture_stands_alone(draw):
+    svg = draw()
+    assert svg.startswith("<?xml")
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert any("Tokens per word, Russian" in text for text in texts)
+    assert "7.00" in texts or "2.50" in texts
+    first = next(root.iter("{http://www.w3.org/2000/svg}path"))
+    assert first.get("style") == "fill: #ffffff"
+    assert not re.search(r"#0000|var\(|DejaVu|<dc:date>", svg)
+    assert {"#1d1f21", "#63676b", "#2b6cb0", "#c05621"} <= set(re.findall(r"#[0-9a-f]{6}", svg))
+    assert svg == draw()
+
+
+def test_tokens_per_word_are_those_of_tokenizers_that_were_measured():
+    measured = {"tokenizers": {"new": {"languages": {"ru": {"tokens_per_word": 2.0}}}, "gone": {"skipped": "no"}}}
+    assert plots.tokens_per_word(measured) == {"ru": {"new": 2.0}}
 
 
 def test_plots_of_training_leave_out_what_was_not_measured():

@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 from conftest import TEXT
 from tiny_model import save as save_tiny
+from tiny_model import words
 from transformers import AutoTokenizer
 
 from lib import documents, spm, stage
@@ -27,7 +28,7 @@ def corpus_lines():
 def test_the_fast_tokenizer_encodes_as_sentencepiece(model_type):
     lines = corpus_lines()
     model = spm.train(
-        lines,
+        words(lines),
         vocab_size=900,
         model_type=model_type,
         unknown="<unk>",
@@ -41,7 +42,7 @@ def test_the_fast_tokenizer_encodes_as_sentencepiece(model_type):
 def test_the_check_sees_a_wrong_conversion():
     lines = corpus_lines()
     model = spm.train(
-        lines, vocab_size=900, model_type="bpe", unknown="<unk>", controls=[], character_coverage=1.0, threads=1
+        words(lines), vocab_size=900, model_type="bpe", unknown="<unk>", controls=[], character_coverage=1.0, threads=1
     )
     fast = spm.to_fast(model)
     fast.normalizer = spm.normalizers.Replace(" ", spm.SPACE)  # the prefix space forgotten
@@ -76,6 +77,7 @@ def test_script_writes_a_tokenizer_that_loads_and_carries_the_base(inputs, tmp_p
         "tokenizer_config.json",
         "chat_template.jinja",
         "fertility.json",
+        "fertility.svg",
     }
     base, new = (AutoTokenizer.from_pretrained(path) for path in (inputs / "base", tmp_path / "t"))
     assert len(new) == 800
@@ -93,6 +95,8 @@ def test_script_writes_a_tokenizer_that_loads_and_carries_the_base(inputs, tmp_p
     assert fertility["new"]["ru"]["tokens_per_word"] < 0.7 * fertility["base"]["ru"]["tokens_per_word"]
     report = json.loads((tmp_path / "t" / "fertility.json").read_text(encoding="utf-8"))
     assert "".join(report["tokenizers"]["new"]["example"]).strip() == report["example"]
+    assert report["tokenizers"]["new"]["sources"]["ru"].keys() == report["text"]["ru"].keys() == {"ru"}
+    assert "Tokens per word, Russian" in (tmp_path / "t" / "fertility.svg").read_text(encoding="utf-8")
 
 
 def test_a_vocabulary_too_large_for_the_text_is_refused(inputs, tmp_path, script):

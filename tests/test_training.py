@@ -1,7 +1,10 @@
 """cpt.py and sft.py on a random two-layer model: files, resuming after kill -9, refusals."""
 
+import inspect
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +23,18 @@ from lib import documents, models, packing, stage, training
 from lib.errors import UserError
 
 LENGTH = 16
+# cpt.py that dies of kill -9 when it begins its second step, with a checkpoint of the first.
+KILLED_IN_STEP_2 = """
+import os, signal, sys
+sys.path.insert(0, "scripts")
+import cpt
+from lib import cli, training
+def die(self, args, state, control, **_):
+    if state.global_step == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+training.Journal.on_step_begin = die
+cli.run(cpt.main)
+"""
 FLAGS = ["--batch_size=2", "--accumulation=2", "--log_steps=1", "--save_steps=2", "--eval_steps=3", "--warmup_steps=1"]
 
 
@@ -54,13 +69,19 @@ def cpt_flags(inputs, out, *more):
     return [f"--model={inputs / 'model'}", f"--pack={inputs / 'pack'}", f"--out={out}", *FLAGS, *more]
 
 
+def read_audit(folder):
+    return json.loads((folder / "audit.json").read_text())
+
+
 def losses_of(path):
     records = [json.loads(line) for line in path.read_text().splitlines()]
     return {r["step"]: (round(r["ce"], 5), round(r["kl"], 5)) for r in records if "ce" in r}
 
 
-def test_cpt_resumes_after_kill_9_with_the_same_losses(inputs, tmp_path, script):
-    flags = [*cpt_flags(inputs, tmp_path / "whole", "--max_steps=8", "--learning_rate=1e-2", "--kl_weight=0.3")]
+@pytest.mark.parametrize("held", [0, 5])
+def test_cpt_resumes_after_kill_9_with_the_same_losses(inputs, tmp_path, script, held):
+    more = ["--max_steps=8", "--learning_rate=1e-2", "--kl_weight=0.3", f"--embedding_steps={held}"]
+    flags = cpt_flags(inputs, tmp_path / "whole", *more)
     done = script("cpt", *flags)
     assert done.returncode == 0, done.stderr
     whole = stage.read_manifest(tmp_path / "whole")["results"]
@@ -87,6 +108,9 @@ def test_cpt_resumes_after_kill_9_with_the_same_losses(inputs, tmp_path, script)
     one, other = (models.load(tmp_path / name)[0].state_dict() for name in ("whole", "killed"))
     for name, weight in one.items():
         torch.testing.assert_close(weight, other[name])
+    audits = [stage.read_manifest(tmp_path / name)["results"]["audit"] for name in ("whole", "killed")]
+    assert audits[0] == audits[1]
+    assert audits[0]["step"] == 1
 
 
 def test_kl_holds_the_model_to_its_start(inputs, tmp_path, script):
@@ -102,6 +126,119 @@ def test_kl_holds_the_model_to_its_start(inputs, tmp_path, script):
     assert found[100.0] < 0.5 * found[0.0]
 
 
+def test_the_body_starts_embedding_steps_later_with_a_warm_up_of_its_own():
+    shared = [0.0, 0.5, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0].__getitem__
+    rates = [training.body_factor(step, shared, 3, 2) for step in range(8)]
+    assert rates == [0, 0, 0, 0, 0.5, 0.4, 0.2, 0]
+    assert [training.body_factor(step, shared, 3, 0) for step in range(8)] == [0, 0, 0, 0.8, 0.6, 0.4, 0.2, 0]
+
+
+def test_rates_of_the_three_groups_from_the_first_step_on(tmp_path):
+    settings = {name: parameter.default for name, parameter in inspect.signature(cpt.main).parameters.items()}
+    settings |= {"warmup_steps": 0, "schedule": "linear", "learning_rate": 1.0}
+    args = training.arguments(tmp_path, **training.optimiser_settings(settings))
+    trainer = training.LanguageTrainer(model=tiny_model(8), args=args, embedding_learning_rate=2.0, embedding_steps=2)
+    trainer.create_optimizer_and_scheduler(4)
+    rates = []
+    for _ in range(4):
+        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    assert rates == [[2.0, 0, 0], [1.5, 0, 0], [1.0, 0.5, 0.5], [0.5, 0.25, 0.25]]
+
+
+def test_only_embeddings_and_head_move_at_first(inputs, tmp_path, script):
+    start = models.load(inputs / "model")[0].state_dict()
+    moved = {}
+    # Of the first the third step belongs to the body, at the rate 0 that its warm-up begins with.
+    for name, more in {"held": ["--max_steps=3"], "freed": ["--epochs=0.3"]}.items():
+        flags = ["--embedding_steps=2", "--weight_decay=0.1", "--reference=none", *more]
+        done = script("cpt", *cpt_flags(inputs, tmp_path / name, *flags))
+        assert done.returncode == 0, done.stderr
+        end = models.load(tmp_path / name)[0].state_dict()
+        moved[name] = {weight for weight in start if not torch.equal(start[weight], end[weight])}
+    assert moved == {"held": {"model.embed_tokens.weight", "lm_head.weight"}, "freed": set(start)}
+    rows = packing.PackedRows(inputs / "pack" / "train", LENGTH, len(tiny_tokenizer()))
+    steps = stage.read_manifest(tmp_path / "freed")["results"]["steps"]
+    assert steps == training.count_steps(len(rows), 2, 2, 0.3, None) == 5
+
+    model = models.load(inputs / "model")[0]
+    training.attach_loss(model, len(tiny_tokenizer()))
+    model(**packing.collate([rows[number] for number in range(4)], flatten=False)).loss.backward()
+    norms = [weight.weight.grad.norm() for weight in (model.get_input_embeddings(), model.get_output_embeddings())]
+    logged = json.loads((tmp_path / "held" / "metrics.jsonl").read_text().splitlines()[1])
+    assert logged["grad_norm"] == pytest.approx(math.hypot(*norms), rel=1e-4), "the body is among what is clipped"
+
+
+@pytest.mark.parametrize(
+    ("held", "more", "steps"), [(-1, {"max_steps": 4}, 4), (4, {"max_steps": 4}, 4), (14, {"epochs": 1.0}, 14)]
+)
+def test_embedding_steps_that_leave_the_body_nothing_are_refused(inputs, tmp_path, held, more, steps):
+    settings = {"model": inputs / "model", "pack": inputs / "pack", "out": tmp_path / "out"}
+    with pytest.raises(UserError, match=f"embedding_steps {held}: .* below the run's {steps} steps"):
+        cpt.main(**settings, batch_size=2, accumulation=2, embedding_steps=held, **more)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_cpt_names_rows_that_training_does_not_reach(inputs, tmp_path, script, tied):
+    tokenizer = tiny_tokenizer()
+    unseen, huge, padded = tokenizer.convert_tokens_to_ids("q"), tokenizer.convert_tokens_to_ids("Ġthe"), len(tokenizer)
+    seen = packing.PackedRows(inputs / "pack" / "train", LENGTH, padded)[0]["input_ids"][1].item()
+    model = tiny_model(padded + 4, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=1)
+    norms = model.get_input_embeddings().weight.detach().norm(dim=1)
+    model.get_input_embeddings().weight.data[[huge, padded + 1]] *= 20
+    models.save(model, tokenizer, tmp_path / "model")
+    ranges = {"input": [norms.min().item() * 0.9, norms.max().item() * 1.1]}
+    stage.write_json(tmp_path / "model" / "rows.json", {"new": [unseen, seen, padded], "norms": ranges})
+    flags = [f"--model={tmp_path / 'model'}", f"--pack={inputs / 'pack'}", f"--out={tmp_path / 'out'}"]
+    done = script("cpt", *flags, *FLAGS, "--max_steps=2")
+    assert done.returncode == 0, done.stderr
+
+    found = read_audit(tmp_path / "out")
+    assert (found["step"], found["tokens"], found["new_rows"]) == (1, 4 * LENGTH, 2)
+    named = [{"id": unseen, "token": "q"}]
+    assert found["never_occurred"] == named
+    missed = {name: facts["rows"] for name, facts in found["no_gradient"].items()}
+    assert missed == ({"input": []} if tied else {"input": named, "head": []})
+    (row,) = found["norm_outside"]["input"]["rows"]
+    assert (row["id"], row["token"], row["new"]) == (huge, " the", False)
+    assert row["norm"] == pytest.approx(20 * norms[huge].item(), rel=0.01)
+    assert "1 of 2 new tokens never occurred, the softmax only pushes their rows down: 'q'" in done.stderr
+    assert ("1 of 2 new rows of the input embedding never got a gradient" in done.stderr) is not tied
+    assert "1 row of the input embedding with a norm outside the base's" in done.stderr
+    assert "' the' (base)" in done.stderr
+    assert stage.read_manifest(tmp_path / "out")["results"]["audit"] == {
+        "step": 1,
+        "new_rows": 2,
+        "never_occurred": 1,
+        "no_gradient": {"input": 0} if tied else {"input": 1, "head": 0},
+        "norm_outside": {"input": 1},
+    }
+
+
+def test_the_row_audit_goes_on_after_kill_9(inputs, tmp_path, script):
+    more = ["--max_steps=20", "--accumulation=1", "--save_steps=1", "--eval_steps=100"]  # a tenth: 2 steps
+    flags = cpt_flags(inputs, tmp_path / "killed", *more)
+    killed = subprocess.run([sys.executable, "-c", KILLED_IN_STEP_2, *flags], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -9
+    shutil.copytree(tmp_path / "killed.partial", tmp_path / "late.partial")
+    (tmp_path / "late.partial" / "checkpoints" / "checkpoint-1" / "reached_rows.pt").unlink()
+    for name in ("killed", "late"):
+        done = script("cpt", *cpt_flags(inputs, tmp_path / name, *more))
+        assert done.returncode == 0, done.stderr
+    assert "never got a gradient (watched only after step 1)" in done.stderr
+    rows = packing.PackedRows(inputs / "pack" / "train", LENGTH, len(tiny_tokenizer()))
+    for name, watched_after, first in (("killed", 0, 0), ("late", 1, 2)):
+        found = read_audit(tmp_path / name)
+        assert (found["step"], found["gradients_watched_after_step"]) == (2, watched_after)
+        # Where the next position goes on with the document it is predicted, and so gives this one a gradient.
+        reached = rows.tokens[first:4, :-1][rows.positions[first:4, 1:] != 0]
+        everything = set(range(len(tiny_tokenizer())))
+        assert {row["id"] for row in found["no_gradient"]["input"]["rows"]} == everything - set(reached.tolist())
+        assert {row["id"] for row in found["never_occurred"]} == everything - set(rows.tokens[:4].ravel().tolist())
+
+
 def test_cpt_on_two_processes_has_the_losses_of_one_with_twice_the_accumulation(inputs, tmp_path, script):
     one = script("cpt", *cpt_flags(inputs, tmp_path / "one", "--max_steps=3", "--kl_weight=0.3", "--accumulation=4"))
     assert one.returncode == 0, one.stderr
@@ -115,6 +252,7 @@ def test_cpt_on_two_processes_has_the_losses_of_one_with_twice_the_accumulation(
     weights = [models.load(tmp_path / name)[0].state_dict() for name in ("one", "two")]
     for name, weight in weights[0].items():
         torch.testing.assert_close(weight, weights[1][name], rtol=1e-3, atol=1e-4)
+    assert read_audit(tmp_path / "one") == read_audit(tmp_path / "two")
 
 
 def test_a_checkpoint_of_another_tokenizer_is_refused(inputs, tmp_path):

@@ -1,10 +1,10 @@
 """The new vocabulary over the old: surfaces, pieces, rows, for byte-level and SentencePiece bases, tied and untied."""
 
-import numpy as np
 import pytest
 import torch
 from tiny_model import model as tiny_model
 from tiny_model import tokenizer as byte_level_tokenizer
+from tiny_model import words
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lib import models, spm, stage, vocabulary
@@ -18,7 +18,7 @@ TEXT = [
 
 def sentencepiece_tokenizer(vocab_size=400, unknown="<unk>", controls=("<s>", "</s>")):
     model = spm.train(
-        TEXT,
+        words(TEXT),
         vocab_size=vocab_size,
         model_type="bpe",
         unknown=unknown,
@@ -70,21 +70,6 @@ def test_a_prefix_space_is_one_old_piece_not_two():
     token = next(i for i, s in enumerate(vocabulary.surfaces(new)) if s and s.startswith(" п".encode()))
     assert old.convert_ids_to_tokens(pieces[token])[0] != "▁▁"
     assert b"".join(vocabulary.surfaces(old)[p] for p in pieces[token]) == vocabulary.surfaces(new)[token]
-
-
-def test_mean_rows_by_hand():
-    old = np.array([[1.0, 2.0], [3.0, 6.0], [5.0, 0.0]], dtype=np.float32)
-    new = vocabulary.mean_rows(old, [[1], [0, 1], [0, 0, 2]], rows=4)
-    np.testing.assert_allclose(new, [[3, 6], [2, 4], [7 / 3, 4 / 3], [0, 0]], rtol=1e-6)
-
-
-def test_mean_rows_equal_a_loop_across_windows():
-    rng = np.random.default_rng(0)
-    old = rng.normal(size=(300, 8)).astype(np.float32)
-    pieces = [rng.integers(0, 300, rng.integers(1, 9)).tolist() for _ in range(9000)]
-    np.testing.assert_allclose(
-        vocabulary.mean_rows(old, pieces, 9024)[:9000], np.stack([old[p].mean(0) for p in pieces]), rtol=1e-4, atol=1e-6
-    )
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,9 +1,13 @@
 """A random two-layer model with a byte-level BPE tokenizer and a chat template, made in a second."""
 
+from collections import Counter
+
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers import models as kinds
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lib import spm
 
 LINES = [
     "Поезд остановился посреди поля, правильно? Да, Нет, Так.",
@@ -15,6 +19,14 @@ CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def words(lines):
+    """Words and their counts, what spm.train takes."""
+    counts = Counter()
+    for line in lines:
+        spm.count_words(counts, line)
+    return counts
 
 
 def tokenizer(special=("<|im_start|>", "<|im_end|>"), chat=CHAT):

@@ -4,3 +4,5 @@ ENCODER := random-bert
 SOURCES := builtin-ru builtin-ru-spoilt builtin-en
 INSTRUCT := builtin-instruct
 TOKENIZERS :=
+# For `make vocab-sweep`; the text hardly bears more pieces than 1024.
+SWEEP := 768 1024

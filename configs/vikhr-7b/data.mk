@@ -4,3 +4,5 @@ SOURCES := ru-wikipedia ru-news habr ru-science ru-web en-wikipedia
 INSTRUCT := saiga veles ru-flan nectar
 ENCODER := rubert-tiny2
 TOKENIZERS := tokenizer-llama2 tokenizer-llama3 tokenizer-gemma3 tokenizer-gpt4o tokenizer-qwen3
+# For `make vocab-sweep`: the sizes of Table 7.
+SWEEP := 33000 40000 60000 80000

@@ -73,15 +73,36 @@ def shuffled(path: Path, seed: int, buffer: int = 50_000) -> Iterator[dict]:
         yield _take_random(waiting, rng)
 
 
-def held_out(path: Path, limit: int) -> dict[str, list[str]]:
-    """Held-out texts by language, a language's last one crossing `limit` characters; languages without any are absent."""
-    texts: dict[str, list[str]] = {}
+def held_out(path: Path, limit: int, seed: int = 0) -> dict[str, list[str]]:
+    """Held-out texts by language, those of `held_out_by_source`."""
+    found = held_out_by_source(path, limit, seed)
+    return {language: [text for texts in sources.values() for text in texts] for language, sources in found.items()}
+
+
+def held_out_by_source(path: Path, limit: int, seed: int = 0) -> dict[str, dict[str, list[str]]]:
+    """Held-out texts by language and source; what has none is absent.
+
+    The sources of a language share `limit` characters evenly, as far as they have them: the one with least text so far
+    gives its next document, drawn by `seed`, until a language's last one crosses the limit.
+    """
+    waiting: dict[str, dict[str, list[tuple[str, str]]]] = {}
     for document in read(path):
         if document.get("split") == "held_out":
-            taken = texts.setdefault(document["language"], [])
-            if sum(map(len, taken)) < limit:
-                taken.append(document["text"])
-    return texts
+            sources = waiting.setdefault(document["language"], {})
+            sources.setdefault(document["source"], []).append((document["id"], document["text"]))
+    return {language: _shared_out(sources, limit, random.Random(seed)) for language, sources in waiting.items()}
+
+
+def _shared_out(sources: Mapping[str, list[tuple[str, str]]], limit: int, rng: random.Random) -> dict[str, list[str]]:
+    """`limit` characters of the sources' (id, text) pairs, in a random order that does not depend on theirs."""
+    waiting = {source: rng.sample(sorted(pairs), len(pairs)) for source, pairs in sorted(sources.items())}
+    taken: dict[str, list[str]] = {source: [] for source in waiting}
+    sizes = dict.fromkeys(waiting, 0)
+    while sum(sizes.values()) < limit and any(waiting.values()):
+        source = min((source for source in waiting if waiting[source]), key=sizes.__getitem__)
+        taken[source].append(waiting[source].pop()[1])
+        sizes[source] += len(taken[source][-1])
+    return {source: texts for source, texts in taken.items() if texts}
 
 
 def files(path: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from lib.errors import UserError
@@ -72,7 +73,8 @@ def head_weight(model: PreTrainedModel) -> torch.nn.Parameter:
 def mask_padded_rows(model: PreTrainedModel, tokens: int) -> None:
     """Make the logits of rows from `tokens` on -inf, for every caller of the model."""
     head = model.get_output_embeddings()
-    if head.weight.shape[0] <= tokens:
+    # Not the weight's shape, which is empty where DeepSpeed partitions it (ZeRO-3).
+    if model.get_input_embeddings().num_embeddings <= tokens:
         return
 
     def mask(_: torch.nn.Module, __: tuple, logits: torch.Tensor) -> torch.Tensor:
@@ -104,6 +106,43 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
         model.generation_config.suppress_tokens = padded or None
     model.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
+
+
+def dress(fast: Tokenizer, base: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that plays the base's part: its special tokens by role, its context length, and a chat template.
+
+    A base without an unknown token gets `<unk>` if the new vocabulary has it; without a padding token, its end token.
+    """
+    roles = {f"{role}_token": getattr(base, f"{role}_token") for role in ("bos", "eos", "unk", "pad")}
+    if roles["unk_token"] is None and fast.token_to_id("<unk>") is not None:
+        roles["unk_token"] = "<unk>"
+    roles["pad_token"] = roles["pad_token"] or roles["eos_token"]
+    named = {token for token in roles.values() if token}
+    added = base.backend_tokenizer.get_added_tokens_decoder()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        **{role: token for role, token in roles.items() if token},
+        extra_special_tokens=[t.content for _, t in sorted(added.items()) if t.special and t.content not in named],
+        chat_template=template,
+        clean_up_tokenization_spaces=False,
+        model_max_length=base.model_max_length,
+    )
+
+
+def begin_and_end_like(base: PreTrainedTokenizerFast, fast: Tokenizer) -> processors.PostProcessor | None:
+    """The post-processor that puts bos before and eos behind a text where the base does."""
+    ids = base("x")["input_ids"]
+    begins, ends = ids[0] == base.bos_token_id, ids[-1] == base.eos_token_id
+    if not (begins or ends):
+        return None
+    before = f"{base.bos_token} " if begins else ""
+    after = f" {base.eos_token}" if ends else ""
+    used = [token for token, there in ((base.bos_token, begins), (base.eos_token, ends)) if there]
+    return processors.TemplateProcessing(
+        single=f"{before}$A{after}",
+        pair=f"{before}$A{after} {before}$B{after}",
+        special_tokens=[(token, fast.token_to_id(token)) for token in dict.fromkeys(used)],
+    )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

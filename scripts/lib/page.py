@@ -178,13 +178,35 @@ def tokenizations(fertility: Mapping) -> list[dict]:
     ]
 
 
-def tokens_per_word(fertility: Mapping) -> dict[str, dict[str, float]]:
-    """By language, tokens per word by tokenizer."""
-    found: dict[str, dict[str, float]] = {}
-    for name, row in fertility["tokenizers"].items():
-        for language, measured in (row.get("languages") or {}).items():
-            found.setdefault(language, {})[name] = measured["tokens_per_word"]
-    return found
+def fertility_rows(fertility: Mapping, language: str) -> list[dict]:
+    """What the tokenizers spend on each language, the target first, and on each of its sources below it.
+
+    `spent` (tokens per word) and `whole` (share of words left whole) by tokenizer, those that were measured; `fewest` and
+    `most` are the best of them as they are shown, so several may have them.
+    """
+    measured = {name: row for name, row in fertility["tokenizers"].items() if row.get("languages")}
+    rows = []
+    for code, sources in sorted(fertility["text"].items(), key=lambda item: item[0] != language):
+        words = {source: counted["words"] for source, counted in sources.items()}
+        found = {name: row["languages"][code] for name, row in measured.items()}
+        rows.append(_fertility_row(scores.name_of(code), sum(words.values()), found) | {"sources": len(sources)})
+        for source in sorted(sources, key=words.__getitem__, reverse=True):
+            found = {name: row["sources"][code][source] for name, row in measured.items()}
+            rows.append(_fertility_row(source, words[source], found))
+    return rows
+
+
+def _fertility_row(name: str, words: int, found: Mapping[str, Mapping[str, float]]) -> dict:
+    spent = {tokenizer: scores.spell(rates["tokens_per_word"], "ratio") for tokenizer, rates in found.items()}
+    whole = {tokenizer: scores.spell(rates["words_whole"], "percent") for tokenizer, rates in found.items()}
+    return {
+        "name": name,
+        "words": words,
+        "spent": spent,
+        "whole": whole,
+        "fewest": min(spent.values(), key=float, default=None),
+        "most": max(whole.values(), key=lambda shown: float(shown.rstrip("%")), default=None),
+    }
 
 
 def is_random(fetched: Mapping | None) -> bool:

@@ -1,4 +1,4 @@
-"""The report's figures: small SVG panels that stand in an HTML page, take its colours and need no font of their own.
+"""Figures as SVG: small panels that stand in the report's page and take its colours, and pictures that stand alone.
 
 Each panel is about as wide as a phone, so that a page lays several side by side or below each other.
 """
@@ -19,7 +19,13 @@ SERIES = ("#000011", "#000012", "#000013", "#000014", "#000015", "#000016")
 VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line"} | {
     colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)
 }
+# What a picture has instead: the page's light colours, and a sans-serif font of the reader's.
+COLOURS = {INK: "#1d1f21", MUTED: "#63676b", GRID: "#dcdcd6"} | dict(
+    zip(SERIES, ("#2b6cb0", "#c05621", "#2f855a", "#805ad5", "#b7791f", "#b83280"), strict=True)
+)
+FONTS = "system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', sans-serif"
 WIDTH = 5.0  # inches of 72 units
+Draw = Callable[[Axes], None]
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",  # the same figure gets the same ids
@@ -41,6 +47,13 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 72,
 }
+ALONE = {
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 12,
+    "figure.constrained_layout.w_pad": 0.15,
+    "figure.constrained_layout.h_pad": 0.12,
+}
 
 
 def scores(table: Mapping) -> list[Markup]:
@@ -59,10 +72,36 @@ def scores(table: Mapping) -> list[Markup]:
 
 def fertility(by_language: Mapping[str, Mapping[str, float]], base: str) -> list[Markup]:
     """A panel of tokens per word for each language (the paper's Figure 1)."""
-    return [
-        bars(f"Tokens per word, {language}", values, unit="tokens per word, fewer is better", highlighted=["new", base])
+    return [bars(title, values, **style) for title, values, style in _fertility(by_language, base)]
+
+
+def tokens_per_word(measured: Mapping) -> dict[str, dict[str, float]]:
+    """By language, tokens per word by tokenizer, from the tokenizer stage's fertility.json."""
+    found: dict[str, dict[str, float]] = {}
+    for name, row in measured["tokenizers"].items():
+        for language, rates in (row.get("languages") or {}).items():
+            found.setdefault(language, {})[name] = rates["tokens_per_word"]
+    return found
+
+
+def fertility_picture(by_language: Mapping[str, Mapping[str, float]], base: str) -> str:
+    """The same panels side by side in one file."""
+    panels = {title: _bars(values, **style) for title, values, style in _fertility(by_language, base)}
+    return picture(panels, height=1.2 + 0.28 * max(map(len, by_language.values()), default=0))
+
+
+def vocabulary_sizes(
+    by_language: Mapping[str, Mapping[int, float]], base: Mapping[str, float], embeddings: Mapping[int, int]
+) -> str:
+    """A picture of what a vocabulary's size (pieces) does: tokens per word, dashed the base's, and embedding parameters."""
+    panels = {
+        f"Tokens per word, {language} (dashed: the base's)": _over_sizes(
+            values, spelt="{:.2f}", floor=1, line=base[language]
+        )
         for language, values in by_language.items()
-    ]
+    }
+    panels["Embedding parameters, M"] = _over_sizes({size: n / 1e6 for size, n in embeddings.items()}, spelt="{:.1f}")
+    return picture(panels, height=3.0)
 
 
 def training(title: str, records: Sequence[Mapping]) -> list[Markup]:
@@ -83,7 +122,10 @@ def training(title: str, records: Sequence[Mapping]) -> list[Markup]:
 
 def bars(title: str, values: Mapping[str, float], *, unit: str, highlighted: Sequence[str] = ()) -> Markup:
     """Horizontal bars, one a name, each with its value; the highlighted ones in a colour of their own."""
+    return _panel(title, 0.9 + 0.28 * len(values), _bars(values, unit=unit, highlighted=highlighted))
 
+
+def _bars(values: Mapping[str, float], *, unit: str, highlighted: Sequence[str] = ()) -> Draw:
     def draw(axes: Axes) -> None:
         names = list(values)[::-1]
         colours = [SERIES[highlighted.index(name) % 2] if name in highlighted else MUTED for name in names]
@@ -94,7 +136,15 @@ def bars(title: str, values: Mapping[str, float], *, unit: str, highlighted: Seq
         axes.set_xlabel(unit)
         axes.grid(axis="y", visible=False)
 
-    return _panel(title, 0.9 + 0.28 * len(values), draw)
+    return draw
+
+
+def _fertility(
+    by_language: Mapping[str, Mapping[str, float]], base: str
+) -> list[tuple[str, Mapping[str, float], dict]]:
+    """(title, values, style) of each language's bars."""
+    style = {"unit": "tokens per word, fewer is better", "highlighted": ["new", base]}
+    return [(f"Tokens per word, {language}", values, style) for language, values in by_language.items()]
 
 
 def intervals(
@@ -116,6 +166,26 @@ def intervals(
         axes.xaxis.set_major_locator(MaxNLocator(6))
 
     return _panel(title, 0.95 + 0.24 * len(rows), draw)
+
+
+def before_and_after(
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], moments: Sequence[str], *, line: float
+) -> Draw:
+    """For each name a hollow dot, a full one and the way between them, each with its 95% interval; a dashed line."""
+
+    def draw(axes: Axes) -> None:
+        for place, cells in enumerate(reversed(rows.values())):
+            begin, end = (cells[moment] for moment in moments)
+            axes.plot([begin["value"], end["value"]], [place, place], color=GRID, linewidth=1.5, zorder=1)
+            for cell, filled in ((begin, False), (end, True)):
+                axes.plot([cell["low"], cell["high"]], [place, place], color=SERIES[0], linewidth=1, alpha=0.5)
+                face = SERIES[0] if filled else "white"
+                axes.plot([cell["value"]], [place], "o", color=SERIES[0], markerfacecolor=face, markersize=6)
+        axes.set_yticks(range(len(rows)), list(reversed(rows)))
+        axes.axvline(line, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
+        axes.set_xlabel("bits per byte, fewer is better")
+
+    return draw
 
 
 def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], *, unit: str) -> Markup:
@@ -150,7 +220,39 @@ def held_out_series(records: Iterable[Mapping]) -> dict[str, list[tuple[float, f
     return found
 
 
-def _panel(title: str, height: float, draw: Callable[[Axes], None]) -> Markup:
+def picture(panels: Mapping[str, Draw], *, height: float) -> str:
+    """A whole SVG file: drawings side by side under their titles, on white, equal for equal figures."""
+    with matplotlib.rc_context(STYLE | ALONE):
+        figure = Figure(figsize=(WIDTH * len(panels), height), layout="constrained")
+        for axes, (title, draw) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+            draw(axes)
+            axes.set_title(title)
+        written = io.StringIO()
+        figure.savefig(written, format="svg", facecolor="white", metadata={"Date": None, "Title": ", ".join(panels)})
+    svg = re.sub(r"font-family: [^;\"]*", f"font-family: {FONTS}", written.getvalue())
+    for placeholder, colour in COLOURS.items():
+        svg = svg.replace(placeholder, colour)
+    return svg
+
+
+def _over_sizes(values: Mapping[int, float], *, spelt: str, floor: float = 0, line: float | None = None) -> Draw:
+    def draw(axes: Axes) -> None:
+        axes.plot(list(values), list(values.values()), "o-", color=SERIES[0], linewidth=1.6, markersize=4)
+        for place in values.items():
+            axes.annotate(spelt.format(place[1]), place, (0, 6), textcoords="offset points", ha="center")
+        if line is not None:
+            axes.axhline(line, color=SERIES[1], linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.set_ylim(floor, floor + 1.18 * (max([*values.values(), line or 0]) - floor))
+        axes.margins(x=0.12)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_xticks(list(values))
+        axes.set_xlabel("pieces in the vocabulary")
+        axes.tick_params(axis="y", labelcolor=MUTED)
+
+    return draw
+
+
+def _panel(title: str, height: float, draw: Draw) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         axes = figure.subplots()

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -114,6 +114,22 @@ def optimiser_settings(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name in inspect.signature(arguments).parameters}
 
 
+def count_steps(rows: int, batch_size: int, accumulation: int, epochs: float, max_steps: int | None) -> int:
+    """The optimiser steps of a run of these settings, as Trainer counts them."""
+    processes = int(os.environ.get("WORLD_SIZE") or torch.cuda.device_count() or 1)  # without torchrun: DataParallel
+    return max_steps or math.ceil(epochs * math.ceil(rows / (batch_size * accumulation * processes)))
+
+
+def body_factor(step: int, shared: Callable[[int], float], embedding_steps: int, warmup_steps: int) -> float:
+    """The body's learning rate at a step, as a factor of its peak: 0 while only embeddings move, then a linear warm-up
+    of its own until it meets the schedule that the embeddings follow, `shared`.
+    """
+    since = step - embedding_steps
+    if since < 0:
+        return 0.0
+    return min(since / warmup_steps, shared(step)) if since < warmup_steps else shared(step)
+
+
 def attach_loss(
     model: PreTrainedModel,
     vocabulary: int,
@@ -175,9 +191,16 @@ def attach_loss(
 class LanguageTrainer(Trainer):
     """Trainer over packed rows in their stored order, with the CE and KL parts kept apart for the log."""
 
-    def __init__(self, *args: object, embedding_learning_rate: float | None = None, **kwargs: object):
+    def __init__(
+        self,
+        *args: object,
+        embedding_learning_rate: float | None = None,
+        embedding_steps: int = 0,
+        **kwargs: object,
+    ):
         super().__init__(*args, **kwargs)
         self.embedding_learning_rate = embedding_learning_rate
+        self.embedding_steps = embedding_steps
         self.tokens = 0
         self._parts = torch.zeros(3)
 
@@ -202,6 +225,43 @@ class LanguageTrainer(Trainer):
                 **options,
             )
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Transformers' schedule; the body's groups (all but the first) wait for `embedding_steps`."""
+        created = self.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)
+        if created and self.embedding_steps:
+            shared = scheduler.lr_lambdas[0]
+
+            def body(step: int) -> float:
+                return body_factor(step, shared, self.embedding_steps, self.args.get_warmup_steps(num_training_steps))
+
+            scheduler.lr_lambdas[1:] = [body] * len(scheduler.lr_lambdas[1:])
+            for group in scheduler.optimizer.param_groups[1:]:
+                group["lr"] = 0.0  # the first step's rate is already set; the other steps' come from `body`
+        return scheduler
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """A pass; the body's gradients are dropped while only embeddings move.
+
+        Its rate is 0 then anyway. But its gradients would dominate the norm that the embeddings' are clipped by, and
+        would leave the body's moments full of a model that is gone (with a first beta above the second, its steps
+        would start too large). Dropped after each pass, not turned off: DDP reduces every gradient. DeepSpeed clips
+        and steps within the pass, so under it the body does count in the norm and its moments run along.
+        """
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.state.global_step < self.embedding_steps and not self.is_deepspeed_enabled:
+            for group in self.optimizer.param_groups[1:]:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        return loss
 
     def _get_train_sampler(self, *_: object) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # shuffled when packed, so that a resumed run sees the same order
@@ -346,6 +406,8 @@ def run(
     evaluate: Callable[[], dict[str, float]] | None,
     eval_steps: int,
     embedding_learning_rate: float | None = None,
+    embedding_steps: int = 0,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, object]:
     """Train, going on from the newest complete checkpoint in `folder`, and leave the model there.
 
@@ -359,6 +421,8 @@ def run(
         evaluate: held-out bits per byte by language, at step 0, every `eval_steps` and at the end.
         eval_steps: steps between evaluations.
         embedding_learning_rate: of embeddings and head; the body's if not given.
+        embedding_steps: steps at first in which only embeddings and head move.
+        callbacks: called before the journal.
 
     Returns:
         Figures for the manifest.
@@ -369,8 +433,9 @@ def run(
         args=args,
         train_dataset=rows,
         data_collator=functools.partial(_collate, flatten=flatten),
-        callbacks=[journal],
+        callbacks=[*callbacks, journal],
         embedding_learning_rate=embedding_learning_rate,
+        embedding_steps=embedding_steps,
     )
     for quiet in ("PrinterCallback", "ProgressCallback"):
         for callback in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == quiet]:

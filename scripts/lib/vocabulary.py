@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from functools import cache
 
-import numpy as np
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -59,6 +58,17 @@ def surface_encoder(backend: Tokenizer) -> Callable[[bytes], list[int]]:
     return encode
 
 
+def unreachable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ordinary tokens that no text is known to give: not even their own surface is encoded as them."""
+    encode = surface_encoder(tokenizer.backend_tokenizer)
+    spelling = {token: piece for piece, token in tokenizer.get_vocab().items()}
+    return [
+        token
+        for token, surface in enumerate(surfaces(tokenizer))
+        if surface and byte_token(spelling[token]) is None and encode(surface) != [token]
+    ]
+
+
 def old_pieces(
     new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast
 ) -> tuple[list[list[int]], dict[str, list[int]]]:
@@ -106,24 +116,6 @@ def old_pieces(
         rules[rule].append(token)
         pieces.append(found)
     return pieces, rules
-
-
-def mean_rows(matrix: np.ndarray, pieces: list[list[int]], rows: int) -> np.ndarray:
-    """A new matrix (rows x hidden, fp32): row i is the mean of the old rows `pieces[i]`; the rest is zero padding.
-
-    The sums are taken in fp32 whatever the old matrix holds.
-    """
-    counts = np.fromiter((len(found) for found in pieces), dtype=np.int64, count=len(pieces))
-    flat = np.fromiter((token for found in pieces for token in found), dtype=np.int64, count=int(counts.sum()))
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    new = np.zeros((rows, matrix.shape[1]), dtype=np.float32)
-    step = 4096  # rows at a time, so that the gathered old rows stay small
-    for begin in range(0, len(pieces), step):
-        end = min(begin + step, len(pieces))
-        window = slice(starts[begin], starts[end] if end < len(pieces) else len(flat))
-        gathered = matrix[flat[window]].astype(np.float32)
-        new[begin:end] = np.add.reduceat(gathered, starts[begin:end] - starts[begin]) / counts[begin:end, None]
-    return new
 
 
 @cache
