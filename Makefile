@@ -18,7 +18,8 @@ PYTHON ?= #      an interpreter with all requirements installed (the image's); n
 CONF := configs/$(PROFILE)
 $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
 include $(CONF)/profile.mk
-INIT_BENCH_STEPS ?= 40##  steps of training for each method of `make init-bench`
+STEPS ?= 40##        steps of training for each method of `make init-bench`
+TEXT ?= #         more text in the target language for `make bench-tokenizer`: files, with commas between
 GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
 
 D := data/$(PROFILE)
@@ -38,7 +39,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test lint clean
+QUIET_GOALS := help plan test test-peers lint clean
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -93,7 +94,7 @@ facts-sft := $(INSTRUCT)
 facts-eval := $(BASE)
 CONF-init-bench-cpt := $(call conf,cpt)
 facts-init-bench := $(BASE) $(INIT_METHODS)
-facts-init-bench-cpt := $(INIT_BENCH_STEPS)
+facts-init-bench-cpt := $(STEPS)
 facts-vocab-sweep := $(BASE) $(SWEEP)
 facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS)
 
@@ -143,7 +144,7 @@ $(C)/init-bench/%/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(M
 
 # Without the KL term, whose reference would be another one for each method.
 $(C)/init-bench/%/cpt/manifest.json: $(K)/init-bench-cpt $(C)/init-bench/%/init/manifest.json $(D)/pack/manifest.json | $(READY)
-	$(call train,cpt) --reference=none --max_steps=$(INIT_BENCH_STEPS) --model=$(C)/init-bench/$*/init --pack=$(D)/pack --out=$(@D)
+	$(call train,cpt) --reference=none --max_steps=$(STEPS) --model=$(C)/init-bench/$*/init --pack=$(D)/pack --out=$(@D)
 
 $(D)/init-bench/manifest.json: $(K)/init-bench $(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)) | $(READY)
 	$(call run,init_bench,init-bench) --runs=$(call list,$(INIT_METHODS:%=$(C)/init-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/pack/held_out/documents --out=$(@D)
@@ -178,22 +179,27 @@ $(K)/%: FORCE
 FORCE:
 
 ##@ Comparisons
-.PHONY: init-bench vocab-sweep
+.PHONY: bench-tokenizer init-bench vocab-sweep
+bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
+	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training
 vocab-sweep: $(D)/vocab-sweep/manifest.json ## vocabularies of the sizes in SWEEP: tokens saved, parameters spent
 
 ##@ Everything else
-.PHONY: help plan setup test lint clean
+.PHONY: help plan setup test test-peers lint clean
 help: ## this page
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 	@printf '\nVariables (make VARIABLE=value ...)\n'
-	@awk '/^[A-Z]+ \?= / {split($$0, part, /#+ */); split(part[1], name, / \?= */); printf "  %-12s %s (%s)\n", name[1], part[2], name[2] == "" ? "empty" : name[2]}' Makefile
+	@awk '/^[A-Z]+ \?= / {split($$0, part, /#+ */); split(part[1], name, / \?= */); printf "  %-15s %s (%s)\n", name[1], part[2], name[2] == "" ? "empty" : name[2]}' Makefile
 	@printf '\nOne stage by hand: $(PY) scripts/cpt.py --help\n'
 plan: ## what `make all` would run now, and nothing else
 	@planned=$$($(MAKE) -n all) && { grep -oE '[^ ]*python[^ ]* .*scripts/.*' <<<"$$planned" || echo "nothing to do: everything is up to date"; }
 setup: $(READY) ## the virtual environment from pinned requirements
 test: $(READY_TO_TEST) ## the tests
 	$(PY) -m pytest
+test-peers: $(READY_TO_TEST) ## comparisons with mergekit and llama.cpp, in an environment of theirs
+	@$(MAKE) -s PROFILE=test VENV=.venv-peers .venv-peers/.peers
+	PEERS=.venv-peers $(PY) -m pytest tests/peers
 lint: $(READY_TO_TEST) ## style of the code
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .

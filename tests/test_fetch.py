@@ -197,6 +197,18 @@ def test_a_package_that_does_not_exist(tmp_path, wheel):
     assert "tiny-text 2.0: the Python package index does not provide it" in message
 
 
+def test_a_package_for_another_python_is_read_all_the_same(tmp_path, wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    content["tiny_text-1.0.dist-info/METADATA"] += b"Requires-Python: >=9\n"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    done = fetch(*wheel_flags(tmp_path, tmp_path / "out"), PIP_FIND_LINKS=str(wheel.parent))
+    assert done.returncode == 0, done.stderr
+    assert [row["id"] for row in rows(tmp_path / "out")] == ["out-00001"]
+
+
 def test_files_that_match_nothing(tmp_path, wheel):
     flags = wheel_flags(tmp_path, tmp_path / "out", files="*.txt")
     assert "files: nothing matches '*.txt'; the source has tiny_text, tiny_text-1.0.dist-info" in error(

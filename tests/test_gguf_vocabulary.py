@@ -183,6 +183,11 @@ def one_way_to_a_piece_last(spec):
         (sentencepiece_tokenizer, metaspace, "its pre-tokenizer is Metaspace"),
         (
             sentencepiece_tokenizer,
+            lambda spec: spec["model"]["vocab"].update({"е▁и": 700}),
+            "tokens across them, such as",
+        ),
+        (
+            sentencepiece_tokenizer,
             lambda spec: spec["normalizer"]["normalizers"].insert(0, {"type": "NFC"}),
             "normalizer",
         ),

@@ -1,5 +1,6 @@
 """Initialised rows against transformers' `resize_token_embeddings` and against slow loops that share no code with ours."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -33,12 +34,15 @@ def train(script, base, out, *flags):
     return out
 
 
-def initialised(script, base, tokenizer, out):
+def initialise(script, base, tokenizer, out):
     done = script(
         "init_embeddings", f"--base={base}", f"--tokenizer={tokenizer}", f"--out={out}", "--pad_to_multiple=64"
     )
     assert done.returncode == 0, done.stderr
-    return AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+
+
+def loaded(folder):
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
 def both_matrices(model):
@@ -49,7 +53,7 @@ def merged(symbols, rank):
     """Byte-pair encoding as the paper has it: merge the best-ranked pair that stands furthest left, until there is none."""
     symbols = list(symbols)
     while True:
-        ranked = [(rank(*pair), place) for place, pair in enumerate(zip(symbols, symbols[1:], strict=False))]
+        ranked = [(rank(*pair), place) for place, pair in enumerate(itertools.pairwise(symbols))]
         best = min(((r, place) for r, place in ranked if r is not None), default=None)
         if best is None:
             return symbols
@@ -64,7 +68,8 @@ def test_an_extended_vocabulary_gets_the_rows_of_resize_token_embeddings_and_mea
     models.save(base, old, tmp_path / "base")
     size = len(old) + 150
     tokenizer = train(script, tmp_path / "base", tmp_path / "tokenizer", "--mode=extend", f"--vocab_size={size}")
-    ours, new = initialised(script, tmp_path / "base", tokenizer, tmp_path / "init")
+    initialise(script, tmp_path / "base", tokenizer, tmp_path / "init")
+    ours, new = loaded(tmp_path / "init")
 
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs.resize_token_embeddings(size, pad_to_multiple_of=64, mean_resizing=False)
@@ -72,7 +77,7 @@ def test_an_extended_vocabulary_gets_the_rows_of_resize_token_embeddings_and_mea
     merges = json.loads((tmp_path / "base" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["merges"]
     ranks = {tuple(pair): place for place, pair in enumerate(merges)}
     with torch.no_grad():
-        for layer in {theirs.get_input_embeddings(), theirs.get_output_embeddings()} if not tied else {theirs.lm_head}:
+        for layer in (theirs.get_input_embeddings(), theirs.get_output_embeddings()):
             for token in range(len(old), size):
                 pieces = merged(new.convert_ids_to_tokens(token), lambda *pair: ranks.get(pair))
                 assert len(pieces) > 1
@@ -104,56 +109,60 @@ def mistral(tmp_path_factory):
     return folder
 
 
-def test_mistral_with_a_new_vocabulary(mistral, tmp_path, script):
-    tokenizer = train(script, mistral, tmp_path / "tokenizer", "--vocab_size=1000")
-    model, new = initialised(script, mistral, tokenizer, tmp_path / "init")
-    assert type(model) is MistralForCausalLM
+@pytest.fixture
+def replaced(mistral, script):
+    """A tokenizer of 1,500 tokens in Mistral's place, the model with it and its tokenizer as the auto classes load them."""
+    folder = mistral.parent
+    if not (folder / "init").exists():
+        train(script, mistral, folder / "tokenizer", "--vocab_size=1500")
+        initialise(script, mistral, folder / "tokenizer", folder / "init")
+    return folder / "tokenizer", *loaded(folder / "init")
 
+
+def test_mistral_with_a_new_vocabulary(mistral, replaced):
+    _, model, new = replaced
+    assert type(model) is MistralForCausalLM
     pieces = proto.ModelProto.FromString(MISTRAL_V1.read_bytes()).pieces
     place = {piece.piece: number for number, piece in enumerate(pieces)}
 
     def rank(left, right):
         return -pieces[place[left + right]].score if left + right in place else None
 
+    def ids(part):  # a character that Mistral has no piece for is its bytes
+        return [place[part]] if part in place else [place[f"<0x{byte:02X}>"] for byte in part.encode()]
+
     copied = averaged = 0
-    base = AutoModelForCausalLM.from_pretrained(mistral)
+    base, _ = loaded(mistral)
     for old_rows, rows in zip(both_matrices(base), both_matrices(model), strict=True):
-        assert rows.shape == (1024, 32)
-        assert not rows[1000:].any()
+        assert rows.shape == (1536, 32)
+        assert not rows[1500:].any()
         for piece, token in new.get_vocab().items():
             if piece in place:
                 assert torch.equal(rows[token], old_rows[place[piece]]), piece
                 copied += 1
-                continue
-            parts = merged(piece, rank)
-            assert len(parts) > 1
-            ids = [id_ for part in parts for id_ in ([place[part]] if part in place else in_bytes(part, place))]
-            torch.testing.assert_close(rows[token], sum(old_rows[i] for i in ids) / len(ids), rtol=1e-5, atol=1e-6)
-            averaged += 1
-    assert copied > 1000
-    assert averaged > 500
+            else:
+                parts = [old_rows[number] for part in merged(piece, rank) for number in ids(part)]
+                torch.testing.assert_close(rows[token], sum(parts) / len(parts), rtol=1e-5, atol=1e-6)
+                averaged += len(parts) > 1
+    assert copied + averaged == 2 * 1500
+    assert averaged > 800
 
 
-def in_bytes(character, place):
-    return [place[f"<0x{byte:02X}>"] for byte in character.encode()]
-
-
-def test_mistral_saved_and_loaded_again_is_the_same(mistral, tmp_path, script):
-    tokenizer = train(script, mistral, tmp_path / "tokenizer", "--vocab_size=1000")
-    model, new = initialised(script, mistral, tokenizer, tmp_path / "init")
+def test_mistral_saved_and_loaded_again_is_the_same(replaced, tmp_path):
+    tokenizer, model, new = replaced
     text = "Поезд остановился посреди поля.\n\n  Two spaces, 🙂 и ёлка №5"
     trained = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model"))
     assert new(text, add_special_tokens=False)["input_ids"] == trained.encode(text)
     assert new.decode(trained.encode(text)) == text
     model.save_pretrained(tmp_path / "again")
     new.save_pretrained(tmp_path / "again")
-    loaded, again = (kind.from_pretrained(tmp_path / "again") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    model_again, again = loaded(tmp_path / "again")
     assert again.get_vocab() == new.get_vocab()
     assert again(text)["input_ids"] == new(text)["input_ids"]
-    state = loaded.state_dict()
+    state = model_again.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-    assert (loaded.config.vocab_size, loaded.config.eos_token_id) == (1024, new.eos_token_id)
+    assert (model_again.config.vocab_size, model_again.config.eos_token_id) == (1536, new.eos_token_id)
     ids = torch.tensor([new(text)["input_ids"]])
-    assert torch.equal(loaded.eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    assert torch.equal(model_again.eval()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
     masked, _ = models.load(tmp_path / "again")
-    assert torch.isneginf(masked(input_ids=ids).logits[..., 1000:]).all()
+    assert torch.isneginf(masked(input_ids=ids).logits[..., 1500:]).all()

@@ -141,7 +141,14 @@ def make_run(tmp_path):
     logged = [{"step": 0, "tokens": 0, "held_out": {"ru": 2.0}}]
     logged += [{"step": 1, "tokens": 320, "loss": 6.1, "ce": 6.0, "kl": 0.1, "lr": 1e-3, "grad_norm": None}]
     logged += [{"step": 2, "tokens": 640, "loss": 5.2, "ce": 5.0, "kl": 0.2, "lr": 0.0, "grad_norm": 1.0}]
-    write(data / "cpt", manifest(trained), metrics=logged)
+    audit = {
+        "step": 1,
+        "new_rows": 783,
+        "never_occurred": 41,
+        "no_gradient": {"input": 40},
+        "norm_outside": {"input": 2},
+    }
+    write(data / "cpt", manifest(trained | {"audit": audit}), metrics=logged)
     nothing = {"held_out_first": None, "held_out_last": None, "dialogues": {"kept": 18, "too_long": 2}}
     write(data / "sft", manifest(trained | nothing), metrics=[])
     base = evaluation("base", (2.0, 1.9, 2.1), (1.0, 0.9, 1.1), (0.3, 0.2, 0.4), 0.0)
@@ -255,6 +262,8 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         "▲ 1.500",
         "guessing 25.0%",
         "abab",
+        "Row audit after step 1: of 783 new rows\n40 of the input had no gradient yet",
+        "the tokens of 41 had not occurred; 2 rows of the input",
         "tiny/sft/metrics.jsonl",
         "fetch, 3 times",
         "1 min 30 s",

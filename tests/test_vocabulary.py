@@ -1,5 +1,7 @@
 """The new vocabulary over the old: surfaces, pieces, rows, for byte-level and SentencePiece bases, tied and untied."""
 
+import json
+
 import pytest
 import torch
 from tiny_model import model as tiny_model
@@ -91,7 +93,15 @@ def test_init_script_copies_averages_and_pads(tmp_path, script, tied):
     assert receipt["rows"] == 448
     assert receipt["rows_by_rule"]["padded"] == 48
     assert sum(receipt["rows_by_rule"].values()) == 448
-    pieces, _ = vocabulary.old_pieces(new, old)
+    pieces, rules = vocabulary.old_pieces(new, old)
+    rows = json.loads((tmp_path / "init" / "rows.json").read_text())
+    assert rows["new"] == sorted(rules["averaged"] + rules["global_mean"])
+    norms = base.get_input_embeddings().weight[: len(old)].norm(dim=1)
+    ordinary = [token for token, surface in enumerate(vocabulary.surfaces(old)) if surface is not None]
+    torch.testing.assert_close(
+        torch.tensor(rows["norms"]["input"]), torch.stack([norms[ordinary].min(), norms[ordinary].max()])
+    )
+    assert ("head" in rows["norms"]) != tied
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "init")
     for old_matrix, matrix in (
         (base.get_input_embeddings().weight, loaded.get_input_embeddings().weight),

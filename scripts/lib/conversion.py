@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf import GGUFReader
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 from transformers import (
@@ -59,6 +60,12 @@ def llama_from_gguf(file: Path, folder: Path) -> None:
         loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise UserError(f"{file.name}: not a GGUF model that transformers can read ({_first_line(error)})") from None
+    if _gguf_text(file, "tokenizer.ggml.pre") == "smollm":
+        # transformers knows the expressions that cut words by none of their names; this one's digits stand alone.
+        backend = tokenizer.backend_tokenizer
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
+        )
     if loaded.config.model_type != "llama":
         raise UserError(f"{file.name}: a GGUF file of architecture '{loaded.config.model_type}', expected 'llama'")
     settings = loaded.config.to_dict()
@@ -72,6 +79,12 @@ def llama_from_gguf(file: Path, folder: Path) -> None:
     )
     model.save_pretrained(folder)
     models.save_tokenizer(tokenizer, folder)
+
+
+def _gguf_text(file: Path, key: str) -> str | None:
+    """A text in a GGUF file's head, or None."""
+    field = GGUFReader(file).get_field(key)
+    return None if field is None else field.contents()
 
 
 def bert_from_e5(file: Path, folder: Path) -> None:

