@@ -11,14 +11,19 @@ import threading
 import zipfile
 from pathlib import Path
 
+import gguf
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sentencepiece
+import torch
 import transformers
+from tiny_model import model as tiny_model
+from tiny_model import tokenizer as tiny_tokenizer
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 
 import fetch as script
-from lib import cli
+from lib import cli, gguf_vocabulary, models
 from lib.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -497,3 +502,39 @@ def test_gguf_needs_a_gguf(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(UserError, match=r"x\.gguf: not a GGUF model that transformers can read"):
         convert(tmp_path / "out", format="model_gguf", path=tmp_path / "x.gguf")
+
+
+def test_a_gguf_model_is_read_back_with_its_way_of_cutting_words(tmp_path):
+    """SmolLM2's digits stand alone, which its file says by name only and transformers does not know."""
+    source = tiny_tokenizer(special=("<|im_start|>", "<|im_end|>", "<|endoftext|>"))
+    cuts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+    source.backend_tokenizer.pre_tokenizer = Sequence(cuts)
+    models.save_tokenizer(source, tmp_path / "source")
+    made = tiny_model(len(source), tie_word_embeddings=True)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    shape = made.config
+    writer.add_context_length(shape.max_position_embeddings)
+    writer.add_embedding_length(shape.hidden_size)
+    writer.add_block_count(shape.num_hidden_layers)
+    writer.add_feed_forward_length(shape.intermediate_size)
+    writer.add_head_count(shape.num_attention_heads)
+    writer.add_head_count_kv(shape.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
+    writer.add_vocab_size(len(source))
+    gguf_vocabulary.add(writer, tmp_path / "source")
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.num_hidden_layers)
+    for name, weight in made.state_dict().items():
+        if name != "lm_head.weight":
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    convert(tmp_path / "out", format="model_gguf", path=tmp_path / "x.gguf")
+    model, tokenizer = models.load(tmp_path / "out")
+    text = "Поезд\n\n1  25 Да"
+    cut, expected = (t.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text) for t in (tokenizer, source))
+    assert cut == expected
+    assert tokenizer(text)["input_ids"] == source(text)["input_ids"]
+    torch.testing.assert_close(model.get_input_embeddings().weight, made.get_input_embeddings().weight)
+    torch.testing.assert_close(model.model.norm.weight, made.model.norm.weight)

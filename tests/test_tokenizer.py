@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from lib import documents, models, spm, stage
+from lib.errors import UserError
 
 
 def builtin(*names):
@@ -53,6 +54,8 @@ def test_the_check_sees_a_wrong_conversion():
     fast = spm.to_fast(model)
     fast.normalizer = spm.normalizers.Replace(" ", spm.SPACE)  # the prefix space forgotten
     assert list(spm.mismatches(model, fast, lines))
+    with pytest.raises(UserError, match="lines otherwise than SentencePiece"):
+        spm.check(model, fast, lines)
 
 
 @pytest.fixture(scope="module")

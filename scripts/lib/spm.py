@@ -243,6 +243,21 @@ def mismatches(model: bytes, fast: Tokenizer, lines: Iterable[str]) -> Iterator[
             yield line, [processor.id_to_piece(token) for token in ids], encoding.tokens
 
 
+def check(model: bytes, fast: Tokenizer, lines: list[str]) -> None:
+    """Refuse a fast tokenizer that encodes any of the lines otherwise than its SentencePiece model.
+
+    Raises:
+        UserError: it does.
+    """
+    wrong = list(mismatches(model, fast, lines))
+    if wrong:
+        line, expected, got = wrong[0]
+        raise UserError(
+            f"the fast tokenizer encodes {len(wrong)} of {len(lines)} lines otherwise than SentencePiece, "
+            f"first {line[:80]!r}: {expected[:12]} against {got[:12]}"
+        )
+
+
 def read_model(path: Path) -> bytes:
     """A `.model` file's content, checked.
 
