@@ -71,12 +71,16 @@ lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility generation harness metrics models vocabulary
 lib-report := documents languages page plots scores
 lib-init-bench := documents metrics models
+lib-init-bench-init := $(lib-init)
 lib-init-bench-cpt := $(lib-cpt)
+lib-vocab-sweep-tokenizer := $(lib-tokenizer)
 lib-vocab-sweep := languages models plots scores
 script-tokenizer := train_spm
 script-init := init_embeddings
 script-init-bench := init_bench
+script-init-bench-init := init_embeddings
 script-init-bench-cpt := cpt
+script-vocab-sweep-tokenizer := train_spm
 script-vocab-sweep := vocab_sweep
 templates-report := report.html.j2 model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
@@ -84,6 +88,7 @@ code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(tem
 languages-filter := $(wildcard configs/languages/*.yaml)
 languages-tokenizer := $(languages-filter)
 languages-vocab-sweep := $(languages-filter)
+languages-vocab-sweep-tokenizer := $(languages-filter)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
@@ -92,9 +97,13 @@ facts-tokenizer := $(BASE) $(TOKENIZERS)
 facts-init := $(BASE)
 facts-sft := $(INSTRUCT)
 facts-eval := $(BASE)
+CONF-init-bench-init := $(call conf,init)
 CONF-init-bench-cpt := $(call conf,cpt)
+CONF-vocab-sweep-tokenizer := $(call conf,tokenizer)
 facts-init-bench := $(BASE) $(INIT_METHODS)
+facts-init-bench-init := $(BASE)
 facts-init-bench-cpt := $(STEPS)
+facts-vocab-sweep-tokenizer := $(BASE)
 facts-vocab-sweep := $(BASE) $(SWEEP)
 facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS)
 
@@ -130,7 +139,7 @@ $(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCO
 $(C)/tokenizer/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
 	$(call run,train_spm,tokenizer) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
 
-$(C)/vocab-sweep/%/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
+$(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)): $(C)/vocab-sweep/%/manifest.json: $(K)/vocab-sweep-tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
 	$(call run,train_spm,tokenizer) --vocab_size=$* --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
 
 $(D)/vocab-sweep/manifest.json: $(K)/vocab-sweep $(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)) | $(READY)
@@ -139,11 +148,11 @@ $(D)/vocab-sweep/manifest.json: $(K)/vocab-sweep $(call manifests,$(SWEEP:%=$(C)
 $(C)/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
 	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
 
-$(C)/init-bench/%/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
+$(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/init)): $(C)/init-bench/%/init/manifest.json: $(K)/init-bench-init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
 	$(call run,init_embeddings,init) --method=$(*:-norms=) --match_norms=$(if $(filter %-norms,$*),true,false) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
 
 # Without the KL term, whose reference would be another one for each method.
-$(C)/init-bench/%/cpt/manifest.json: $(K)/init-bench-cpt $(C)/init-bench/%/init/manifest.json $(D)/pack/manifest.json | $(READY)
+$(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)): $(C)/init-bench/%/cpt/manifest.json: $(K)/init-bench-cpt $(C)/init-bench/%/init/manifest.json $(D)/pack/manifest.json | $(READY)
 	$(call train,cpt) --reference=none --max_steps=$(STEPS) --model=$(C)/init-bench/$*/init --pack=$(D)/pack --out=$(@D)
 
 $(D)/init-bench/manifest.json: $(K)/init-bench $(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)) | $(READY)
@@ -168,6 +177,7 @@ $(D)/eval/%/manifest.json: $(K)/eval $$(model-$$*)/manifest.json $(D)/pack/manif
 $(D)/report/manifest.json: $(K)/report $(C)/sft/manifest.json $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) | $(READY)
 	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) --dedup=$(D)/dedup --filter=$(D)/filter --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
 
+# A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
 # so neither `git checkout` nor a comment elsewhere trains a model again.
 key = mkdir -p $(@D) && { printf '%s\n' $(1); cat $(2) | sha256sum; } > $@.new && if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
