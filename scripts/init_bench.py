@@ -93,8 +93,8 @@ def _picture(table: dict) -> str:
     panels = {}
     for code, base in table["base"].items():
         rows = {name: {moment: run[moment][code] for moment in MOMENTS} for name, run in table["runs"].items()}
-        title = f"Bits per byte, {code}: hollow at the start, full after {table['tokens']:,} tokens (dashed: the base)"
-        panels[title] = plots.before_and_after(rows, MOMENTS, line=base["value"])
+        unit = f"○ start   ● after {table['tokens']:,} tokens   ┆ base"
+        panels[f"Bits per byte, {code}"] = plots.before_and_after(rows, MOMENTS, unit=unit, line=base["value"])
     return plots.picture(panels, height=1.2 + 0.3 * len(table["runs"]))
 
 

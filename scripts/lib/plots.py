@@ -169,7 +169,7 @@ def intervals(
 
 
 def before_and_after(
-    rows: Mapping[str, Mapping[str, Mapping[str, float]]], moments: Sequence[str], *, line: float
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], moments: Sequence[str], *, unit: str, line: float
 ) -> Draw:
     """For each name a hollow dot, a full one and the way between them, each with its 95% interval; a dashed line."""
 
@@ -183,7 +183,7 @@ def before_and_after(
                 axes.plot([cell["value"]], [place], "o", color=SERIES[0], markerfacecolor=face, markersize=6)
         axes.set_yticks(range(len(rows)), list(reversed(rows)))
         axes.axvline(line, color=MUTED, linestyle=(0, (4, 3)), linewidth=1)
-        axes.set_xlabel("bits per byte, fewer is better")
+        axes.set_xlabel(unit)
 
     return draw
 
