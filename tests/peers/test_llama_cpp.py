@@ -49,16 +49,13 @@ def tekken(folder):
     return folder
 
 
-def cut_digits_off(spec):
-    spec["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, spec["pre_tokenizer"]],
-    }
+def cut_as_gpt2(spec):
+    spec["pre_tokenizer"] = spec["pre_tokenizer"]["pretokenizers"][-1]  # SmolLM2's has its digits cut off before
 
 
-# Tokenizers that exist, but not among those that are fetched (the first is SmolLM2's as its authors have it).
+# Tokenizers of kinds that exist, but not among those that are fetched.
 EDITS = {
-    "digits": cut_digits_off,
+    "gpt2": cut_as_gpt2,
     "merges": lambda spec: spec["model"].update(ignore_merges=False),
     "uncomposed": lambda spec: spec.update(normalizer=None),
 }
@@ -112,7 +109,7 @@ EXACT = [
     "mistral+replace",
     "mistral+extend",
     "smollm2",
-    "smollm2+digits",
+    "smollm2+gpt2",
     "smollm2+replace",
     "smollm2+extend",
     "llama2",
