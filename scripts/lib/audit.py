@@ -56,7 +56,7 @@ class RowAudit(TrainerCallback):
         self.watched_after, self._reached = state.global_step, {}
         noted = Path(args.output_dir) / f"checkpoint-{state.global_step}" / REACHED
         if noted.is_file():  # a kill can come between a checkpoint and this file
-            self.watched_after, self._reached = torch.load(noted, map_location=args.device)
+            self.watched_after, self._reached = torch.load(noted, map_location=args.device, weights_only=True)
         for name, weight in matrices(model).items():
             self._reached.setdefault(name, torch.zeros(len(self.new), dtype=torch.uint8, device=args.device))
             # Every pass and not just before the optimiser's step: DeepSpeed has taken that step, and dropped the
