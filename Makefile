@@ -19,6 +19,7 @@ CONF := configs/$(PROFILE)
 $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
 include $(CONF)/profile.mk
 STEPS ?= 40##        steps of training for each method of `make init-bench`
+ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
 TEXT ?= #         more text in the target language for `make bench-tokenizer`: files, with commas between
 GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
 
@@ -60,7 +61,8 @@ manifests = $(addsuffix /manifest.json,$(1))
 
 # The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
 lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
-lib-dedup := documents minhash paragraphs
+lib-dedup := documents duplicates kernels learned mihash minhash models paragraphs rebuilding
+lib-annotate := annotation api corruption documents languages paragraphs sampling
 lib-filter := corruption documents languages paragraphs quality rules
 lib-tokenizer := bpe documents fertility languages models spm vocabulary
 lib-init := documents embeddings models vocabulary
@@ -92,7 +94,7 @@ languages-vocab-sweep-tokenizer := $(languages-filter)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
-facts-filter := $(ENCODER)
+facts-filter := $(ENCODER) $(ANNOTATE)
 facts-tokenizer := $(BASE) $(TOKENIZERS)
 facts-init := $(BASE)
 facts-sft := $(INSTRUCT)
@@ -108,13 +110,14 @@ facts-vocab-sweep := $(BASE) $(SWEEP)
 facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS)
 
 ##@ The pipeline
-.PHONY: all demo fetch dedup filter tokenizer init pack cpt sft eval report
+.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt sft eval report
 all: report ## everything, up to the report
 	@echo "the report: $(D)/report/report.html"
 demo: ## the whole pipeline on the embedded default, from nothing
 	@$(MAKE) PROFILE=demo all
 fetch: $(call manifests,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) ## corpora, models, tokenizers
 dedup: $(D)/dedup/manifest.json ## corpus without duplicate paragraphs
+annotate: $(D)/annotations/manifest.json ## sampled documents scored by a language model (if ANNOTATE, part of filter)
 filter: $(D)/filter/manifest.json ## corpus without poor documents; the trained filter
 tokenizer: $(C)/tokenizer/manifest.json ## the new tokenizer
 init: $(C)/init/manifest.json ## the base model with the new vocabulary
@@ -133,8 +136,11 @@ $(MODELS)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 $(D)/dedup/manifest.json: $(K)/dedup $(call manifests,$(SOURCES:%=$(RAW)/%)) | $(READY)
 	$(call run,dedup,dedup) --corpus=$(call list,$(SOURCES:%=$(RAW)/%/documents)) --out=$(@D)
 
-$(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCODER)/manifest.json | $(READY)
-	$(call run,filter,filter) --documents=$(D)/dedup/documents --encoder=$(MODELS)/$(ENCODER) --out=$(@D)
+$(D)/annotations/manifest.json: $(K)/annotate $(D)/dedup/manifest.json | $(READY)
+	$(call run,annotate,annotate) --documents=$(D)/dedup/documents --out=$(@D)
+
+$(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCODER)/manifest.json $(if $(strip $(ANNOTATE)),$(D)/annotations/manifest.json) | $(READY)
+	$(call run,filter,filter) --documents=$(D)/dedup/documents --encoder=$(MODELS)/$(ENCODER) $(if $(strip $(ANNOTATE)),--annotations=$(D)/annotations/documents) --out=$(@D)
 
 $(C)/tokenizer/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
 	$(call run,train_spm,tokenizer) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)

@@ -1,12 +1,15 @@
-"""Remove paragraphs that repeat or nearly repeat an earlier one (the paper's section 3.1).
+"""Remove paragraphs that repeat or nearly repeat another (the paper's section 3.1).
 
     python scripts/dedup.py --config=configs/demo/dedup.yaml --corpus=data/raw/books,data/raw/web --out=data/demo/dedup
 
-Paragraphs are compared in a normal form (lib/paragraphs.py). Equal ones are found by a hash; among the rest, candidates
-come from MinHash over character n-grams and banding, and each is verified by the exact Jaccard similarity. Of similar
-paragraphs the first in corpus order stays (name the better sources first), and another goes only if it is similar
-enough to one that stays; pairs do not join transitively.
+Paragraphs are compared in a normal form (lib/paragraphs.py). Equal ones are found by a 128-bit hash; among the rest,
+candidates come from MinHash over n-grams and banding, are checked against a bit sketch, and each survivor by the exact
+Jaccard similarity (lib/minhash.py, lib/duplicates.py). Pairs form clusters, of which `keep` says what stays; a paragraph
+goes only if it is similar enough to one that stays, for in a chain of pairs the ends need not be similar at all.
 A document that loses text and ends up too short goes as a whole, unless another's copy was removed in its favour.
+
+Nothing is held in memory but a share of the index (--memory_gb); what is on disk in between is planned and printed first.
+An interrupted run goes on where it was.
 
 Reads:  corpus: documents (Parquet, JSON Lines, text) in files or folders, several joined by commas.
 Writes: documents/*.parquet: what is left, untouched where nothing was removed.
@@ -14,23 +17,16 @@ Writes: documents/*.parquet: what is left, untouched where nothing was removed.
         reason, twin_id, twin_text (the paragraph kept instead) and the similarity to it.
 """
 
-import hashlib
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
-from lib import cli, documents, minhash, paragraphs, progress, stage
+from lib import cli, documents, duplicates, minhash, progress, rebuilding, stage
 from lib.errors import UserError
-
-REMOVED_FIELDS = [
-    ("paragraph", pa.int32()),
-    ("reason", pa.string()),
-    ("twin_id", pa.string()),
-    ("twin_text", pa.large_string()),
-    ("similarity", pa.float32()),
-]
 
 
 def main(
@@ -39,10 +35,16 @@ def main(
     out: Path,
     num_perm: int = 128,
     threshold: float = 0.8,
-    shingle_chars: int = 5,
+    shingles: Literal["characters", "words"] = "characters",
+    shingle_size: int = 5,
     min_chars: int = 40,
     min_document_chars: int = 200,
+    keep: Literal["first", "longest", "source"] = "first",
+    source_priority: list[str] = [],  # noqa: B006
     language: str | None = None,
+    method: Literal["minhash", "mihash"] = "minhash",
+    bits: int = 128,
+    memory_gb: float = 4.0,
     on_error: documents.OnError = "stop",
 ) -> None:
     """Deduplicate a corpus by paragraph.
@@ -50,161 +52,68 @@ def main(
     Args:
         corpus: files or folders of documents, in the order in which the first of equals is kept.
         out: the folder to write.
-        num_perm: MinHash permutations.
+        num_perm: MinHash registers that the bands may use.
         threshold: Jaccard similarity (0 to 1) from which two paragraphs count as near duplicates.
-        shingle_chars: characters in the n-grams that are compared.
+        shingles: what n-grams are made of; nearly equal paragraphs share few n-grams of words.
+        shingle_size: characters or words in an n-gram.
         min_chars: paragraphs with fewer characters in normal form (headings) are never removed.
         min_document_chars: a document left with fewer characters by removals is dropped.
+        keep: of duplicates, the 'first' in corpus order, the 'longest', or that of the 'source' named first.
+        source_priority: names of sources for keep=source, the best first; the others follow.
         language: given to documents that name none (ISO code).
+        method: how candidates are found: MinHash, or a hash learned on MinHash's pairs (MIHash), which finds fewer.
+        bits: of a learned code.
+        memory_gb: how much memory to use, about.
         on_error: 'stop' at broken input, or 'skip' and count it.
     """
     settings = dict(locals())
-    if not 0 < threshold <= 1:
-        raise UserError(f"--threshold={threshold}: a similarity above 0 and at most 1")
-    if not 1 <= shingle_chars <= min_chars:
-        raise UserError(f"--shingle_chars={shingle_chars}: from 1 to --min_chars={min_chars}")
-    if not 16 <= num_perm <= 4096:
-        raise UserError(f"--num_perm={num_perm}: from 16 to 4096")
+    _check(settings)
+    how = minhash.scheme(threshold, num_perm, shingle_size, shingles == "words", min_chars)
     inputs = {f"corpus[{number}]": path for number, path in enumerate(corpus)}
-    with stage.output(out, inputs=inputs, settings=settings) as building:
 
-        def read(title: str, skipped: Counter[str]) -> Iterator[dict]:
-            counts = [documents.count(path) for path in corpus]
-            total = None if None in counts else sum(counts)
-            streams = (documents.read(path, on_error=on_error, skipped=skipped, language=language) for path in corpus)
-            return progress.bar((d for stream in streams for d in stream), total=total, title=title, unit="documents")
+    def batches(file: Path, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+        return documents.read_batches(file, on_error=on_error, skipped=skipped, language=language)
 
-        # One pass to find out which paragraphs go, and instead of which.
-        skipped: Counter[str] = Counter()
-        total, exact, texts, positions = _exact_duplicates(read("read", skipped), min_chars)
-        if not total:
+    with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
+        files = [file for path in corpus for file in documents.files(path)]
+        work = building.folder / "work"
+        print(duplicates.plan(files, how, memory_gb))
+
+        # Which paragraphs go, and instead of which.
+        index = duplicates.sign(files, batches, how, work, source_priority)
+        if not index.paragraphs:
             names = ", ".join(map(str, corpus))
             raise UserError(f"{names}: no paragraph of text in the whole corpus; check the paths and the fetch stage")
-        near, figures = _near_duplicates(texts, positions, num_perm, threshold, shingle_chars)
-        del texts
-        # An exact copy of a near duplicate goes with it: its twin is what the near duplicate's twin is.
-        twins = {paragraph: near.get(twin, twin) for paragraph, twin in exact.items()} | near
+        by = duplicates.banded
+        if method == "mihash":
+            from lib import learned  # brings torch, for which the others need not wait
 
-        # A second pass to write.
-        tally = _write(read("write", Counter()), building.folder, twins, exact, shingle_chars, min_document_chars)
+            by = learned.Search(batches, bits).candidates
+        found = duplicates.find(index, batches, how, keep=keep, memory_gb=memory_gb, candidates=by)
+
+        # The corpus without them.
+        tally = rebuilding.write(index, batches, found, building.folder, min_document_chars)
         if not tally["documents_kept"]:
             raise UserError(f"no document is left of {tally['documents_in']:,}: --min_document_chars is too high")
-        assert tally["paragraphs_in"] == total == tally["paragraphs_kept"] + sum(tally["paragraphs_removed"].values())
-        sizes = Counter(Counter(twins.values()).values())
-        building.record(
-            **tally,
-            clusters_by_size={str(size + 1): number for size, number in sorted(sizes.items())},
-            near=figures,
-            skipped=dict(skipped),
-        )
-    print(progress.funnel(tally["paragraphs_kept"], total, tally["paragraphs_removed"], "paragraphs"))
+        shutil.rmtree(work)
+        building.record(**tally, **found.figures, skipped=index.skipped)
+    print(progress.funnel(tally["paragraphs_kept"], index.paragraphs, tally["paragraphs_removed"], "paragraphs"))
 
 
-def _exact_duplicates(corpus: Iterator[dict], min_chars: int) -> tuple[int, dict[int, int], list[str], list[int]]:
-    """(number of paragraphs, {repeat: its first occurrence}, distinct normal forms, their paragraph numbers)."""
-    first: dict[bytes, int] = {}
-    repeats: dict[int, int] = {}
-    texts: list[str] = []
-    positions: list[int] = []
-    total = 0
-    for document in corpus:
-        pieces = paragraphs.split(document["text"])[0]
-        for number, paragraph in enumerate(pieces, start=total):
-            text = paragraphs.normalise(paragraph)
-            if len(text) < min_chars:
-                continue
-            digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            earlier = first.setdefault(digest, number)
-            if earlier != number:
-                repeats[number] = earlier
-            else:
-                texts.append(text)
-                positions.append(number)
-        total += len(pieces)
-    return total, repeats, texts, positions
-
-
-def _near_duplicates(
-    texts: list[str], positions: list[int], num_perm: int, threshold: float, size: int
-) -> tuple[dict[int, int], dict[str, int]]:
-    """({paragraph number: the number of the one kept instead}, figures for the manifest)."""
-    bands, rows = minhash.bands(threshold, num_perm)
-    signed = minhash.signatures(texts, size, minhash.permutations(num_perm))
-    pairs = minhash.candidates(signed, bands, rows)
-    found = list(minhash.verified(texts, signed, pairs, size=size, threshold=threshold))
-    instead, spared = minhash.twins(texts, ((left, right) for left, right, _ in found), size=size, threshold=threshold)
-    near = {positions[text]: positions[twin] for text, twin in instead.items()}
-    figures = {"bands": bands, "rows": rows, "candidates": len(pairs), "verified": len(found), "spared": spared}
-    return near, figures
-
-
-def _write(
-    corpus: Iterator[dict],
-    folder: Path,
-    twins: dict[int, int],
-    exact: dict[int, int],
-    shingle_chars: int,
-    min_document_chars: int,
-) -> dict[str, object]:
-    """Write documents and removed; return the tally for the manifest."""
-    wanted = set(twins.values())
-    kept_twins: dict[int, tuple[str, str, str]] = {}  # a twin comes before its copies: (document, text, source)
-    reasons: Counter[str] = Counter(exact_duplicate=0, near_duplicate=0, too_short=0)
-    sources: Counter[str] = Counter()
-    characters: Counter[str] = Counter()
-    tally = {"documents_in": 0, "documents_kept": 0, "documents_dropped": 0, "paragraphs_in": 0, "paragraphs_kept": 0}
-    number = 0
-    with (
-        documents.writing(folder / "documents") as keep,
-        documents.writing(folder / "removed", extra=REMOVED_FIELDS) as remove,
-    ):
-        for document in corpus:
-            fields = {name: document[name] for name in ("id", "source", "language")}
-            texts, gaps = paragraphs.split(document["text"])
-            stays = [number + index not in twins for index in range(len(texts))]
-            tally["documents_in"] += 1
-            tally["paragraphs_in"] += len(texts)
-            characters["in"] += len(document["text"])
-            for index, text in enumerate(texts):
-                if number + index in wanted:
-                    kept_twins[number + index] = (document["id"], text, document["source"])
-                if not stays[index]:
-                    twin_id, twin_text, twin_source = kept_twins[twins[number + index]]
-                    reason = "exact_duplicate" if number + index in exact else "near_duplicate"
-                    row = {
-                        "paragraph": index,
-                        "text": text,
-                        "reason": reason,
-                        "twin_id": twin_id,
-                        "twin_text": twin_text,
-                    }
-                    remove.write(fields | row | {"similarity": _similarity(text, twin_text, shingle_chars)})
-                    reasons[reason] += 1
-                    sources[f"{document['source']} ~ {twin_source}"] += 1
-            twin_here = any(position in wanted for position in range(number, number + len(texts)))
-            number += len(texts)
-            left = paragraphs.join(texts, gaps, stays)
-            if texts and (all(stays) or twin_here or len(left) >= min_document_chars):
-                keep.write(fields | {"text": left})
-                characters["kept"] += len(left)
-                tally["documents_kept"] += 1
-                tally["paragraphs_kept"] += sum(stays)
-            else:
-                if left:
-                    remove.write(fields | {"text": left, "reason": "too_short"})
-                reasons["too_short"] += sum(stays)
-                tally["documents_dropped"] += 1
-    return tally | {
-        "paragraphs_removed": dict(reasons),
-        "duplicates_by_sources": dict(sources.most_common()),
-        "characters": dict(characters),
-    }
-
-
-def _similarity(left: str, right: str, size: int) -> float:
-    """Exact Jaccard similarity of two paragraphs."""
-    left, right = paragraphs.normalise(left), paragraphs.normalise(right)
-    return 1.0 if left == right else minhash.jaccard(minhash.shingles(left, size), minhash.shingles(right, size))
+def _check(settings: dict[str, object]) -> None:
+    threshold, size, num_perm = (settings[name] for name in ("threshold", "shingle_size", "num_perm"))
+    if not 0 < threshold <= 1:
+        raise UserError(f"--threshold={threshold}: a similarity above 0 and at most 1")
+    if size < 1 or (settings["shingles"] == "characters" and size > settings["min_chars"]):
+        raise UserError(f"--shingle_size={size}: from 1 to --min_chars={settings['min_chars']}")
+    if not 16 <= num_perm <= 4096:
+        raise UserError(f"--num_perm={num_perm}: from 16 to 4096")
+    if settings["bits"] % 8 or not 64 <= settings["bits"] <= 256:
+        raise UserError(f"--bits={settings['bits']}: a multiple of 8 from 64 to 256")
+    if (settings["keep"] == "source") != bool(settings["source_priority"]):
+        raise UserError("--keep=source wants --source_priority, the names of sources, and nothing else does")
+    if not settings["memory_gb"] > 0.5:
+        raise UserError(f"--memory_gb={settings['memory_gb']}: above 0.5")
 
 
 if __name__ == "__main__":

@@ -6,3 +6,5 @@ ENCODER := rubert-tiny2
 TOKENIZERS := tokenizer-llama2 tokenizer-llama3 tokenizer-gemma3 tokenizer-gpt4o tokenizer-qwen3
 # For `make vocab-sweep`: the sizes of Table 7.
 SWEEP := 33000 40000 60000 80000
+# The paper's filter learnt from documents that a language model had annotated; `ANNOTATE=` (nothing) takes weak labels instead.
+ANNOTATE ?= yes
