@@ -21,6 +21,8 @@ include $(CONF)/profile.mk
 STEPS ?= 40##        steps of training for each method of `make init-bench`
 ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
 TEXT ?= #         more text in the target language for `make bench-tokenizer`: files, with commas between
+VERSIONS ?= #     for `make mihash-bench`: documents with a `group`, those of one are revisions of each other (JSON Lines)
+HEADLINES ?= #    for `make mihash-bench`: labelled pairs of texts (JSON Lines)
 GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
 
 D := data/$(PROFILE)
@@ -30,6 +32,7 @@ MODELS := checkpoints/models
 KEYS := data/.keys
 K := $(KEYS)/$(PROFILE)
 CHECKPOINTS := base init cpt sft
+MIHASH_CORPUS := manpages-dev-en manpages-ru libreoffice-help-en libreoffice-help-ru
 # Of `make init-bench`: methods of init_embeddings.py, with -norms for --match_norms; the first is what others are compared with.
 INIT_METHODS := mean mean-norms mean_weighted first_last focus omp random
 
@@ -63,7 +66,7 @@ manifests = $(addsuffix /manifest.json,$(1))
 lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
 lib-dedup := documents duplicates kernels learned mihash minhash models paragraphs rebuilding
 lib-annotate := annotation api corruption documents languages paragraphs sampling
-lib-filter := corruption documents languages paragraphs quality rules
+lib-filter := corruption documents encoder judging languages learning masking paragraphs quality rules scoring sieve targets
 lib-tokenizer := bpe documents fertility languages models spm vocabulary
 lib-init := documents embeddings models vocabulary
 lib-pack := documents models packing losses
@@ -87,10 +90,10 @@ script-vocab-sweep := vocab_sweep
 templates-report := report.html.j2 model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
-languages-filter := $(wildcard configs/languages/*.yaml)
-languages-tokenizer := $(languages-filter)
-languages-vocab-sweep := $(languages-filter)
-languages-vocab-sweep-tokenizer := $(languages-filter)
+languages-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
+languages-tokenizer := $(wildcard configs/languages/*.yaml)
+languages-vocab-sweep := $(languages-tokenizer)
+languages-vocab-sweep-tokenizer := $(languages-tokenizer)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
@@ -195,9 +198,13 @@ $(K)/%: FORCE
 FORCE:
 
 ##@ Comparisons
-.PHONY: bench-tokenizer init-bench vocab-sweep
+.PHONY: bench-dedup bench-filter bench-tokenizer init-bench mihash-bench vocab-sweep
 bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
 	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
+bench-filter: $(D)/filter/manifest.json $(D)/dedup/manifest.json ## documents/s of the trained filter, beside the transformers pipeline
+	$(PY) scripts/bench_filter.py --model=$(D)/filter/model --documents=$(D)/dedup/documents
+mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) ## MIHash beside MinHash, random hyperplanes and cosines
+	$(PY) scripts/mihash_bench.py --corpus=$(call list,$(MIHASH_CORPUS:%=$(RAW)/%)) --encoder=$(MODELS)/e5-small $(if $(strip $(VERSIONS)),--versions=$(strip $(VERSIONS))) $(if $(strip $(HEADLINES)),--headlines=$(strip $(HEADLINES)))
 init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training
 vocab-sweep: $(D)/vocab-sweep/manifest.json ## vocabularies of the sizes in SWEEP: tokens saved, parameters spent
 

@@ -2,50 +2,57 @@
 
     python scripts/filter.py --config=configs/demo/filter.yaml --documents=data/demo/dedup/documents \
         --encoder=checkpoints/models/e5-small --out=data/demo/filter
+    python scripts/filter.py ... --model=data/demo/filter/model        (apply a trained filter instead of training one)
 
 The rules are pure functions (lib/rules.py), their limits settings. What passes them is scored by the encoder's first
-layers with five heads (informativeness, usefulness for studying, grammatical correctness, style, safety; 1 to 5), fine-tuned
-first: on annotations where there are any, else on *weak labels*, real beginnings of documents against damaged ones
-(lib/corruption.py). Overall score: the mean of the five, but at most a point
-above safety.
+layers with ordinal heads for informativeness, usefulness for studying, grammatical correctness, style, safety and an overall
+score (1 to 5), fine-tuned first: on annotations where there are any, else on *weak labels*, real beginnings of documents
+against damaged ones (lib/corruption.py). An annotation's overall score is the mean of the five, but at most a point above
+safety. What scores below a threshold goes; the threshold is fixed, or found for a stated target.
 
 Reads:  documents, encoder (a Hugging Face folder of a BERT encoder), annotations (id, text and the five scores).
 Writes: documents/*.parquet: kept, with `score` and `split` ('train' or 'held_out').
         removed/*.parquet: with `reason` and `score` (null where a rule removed it).
-        model/: the trained filter, a Hugging Face folder.
+        model/: the trained filter, a Hugging Face folder with filter.json (its evaluation) and model.onnx.
+        receipts.json: samples of what each reason removed, and what other thresholds would keep of each source.
+
+An interrupted run goes on with what it had judged.
 """
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+import inspect
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import transformers
-
-from lib import cli, languages, progress, quality, rules, stage
+from lib import cli, progress, rules, scoring, sieve, stage, targets
 from lib import documents as corpora
 from lib.errors import UserError
 
-HELD_OUT_SHARE = 5  # at most one in five of a language's documents is held out
+VERDICTS = "verdicts"  # gone when the stage is finished
+
+# lib/learning.py, and torch with it, is imported where it is used: the scoring processes import this file too.
 
 
 def main(
     *,
     documents: Path,
-    encoder: Path,
     out: Path,
     limits: dict[str, float],
+    encoder: Path | None = None,
+    model: Path | None = None,
     annotations: Path | None = None,
     layers: int = 3,
     max_tokens: int = 128,
-    batch_tokens: int = 4096,
     training_documents: int = 600,
     epochs: int = 2,
     learning_rate: float = 3e-4,
-    threshold: float = 2.5,
+    target: str = "lose_good=0.03",
     held_out_documents: int = 100,
+    mask_personal_data: bool = False,
+    precision: scoring.Precision = "auto",
+    processes: int = 0,
     language_folder: Path | None = None,
     seed: int = 0,
     on_error: corpora.OnError = "stop",
@@ -54,173 +61,141 @@ def main(
 
     Args:
         documents: a file or folder of documents.
-        encoder: Hugging Face folder of the encoder to fine-tune.
         out: the folder to write.
         limits: each rule's limit by the rule's name (lib/rules.py); a rule without a limit is not applied.
+        encoder: Hugging Face folder of the encoder to fine-tune.
+        model: a trained filter, the model/ of an earlier run, to apply instead; it brings its own max_tokens.
         annotations: annotated texts to train on; without them, weak labels.
         layers: how many of the encoder's layers to use, from the bottom.
         max_tokens: tokens at the beginning of a document that the encoder reads.
-        batch_tokens: tokens in a batch, padding included.
-        training_documents: real documents for weak labels (each also in a damaged form).
+        training_documents: real documents for weak labels (each also in a damaged form), a third of them to measure on.
         epochs: passes over the training examples.
         learning_rate: the highest, after warm-up.
-        threshold: overall score (1 to 5) below which a document is removed as `low_quality`; 0 removes nothing.
+        target: what the threshold is to reach: score=3.5, a fixed overall score (1 to 5; score=0 removes nothing);
+            keep_share=0.65, of all characters that came in; or, by labelled examples that were not trained on,
+            precision=0.95, good ones among the kept, or lose_good=0.03, at most, of the good ones.
         held_out_documents: kept documents of each language never to train on, chosen by a hash of their ids.
+        mask_personal_data: replace e-mail addresses, phone and card numbers in what is kept.
+        precision: of the scores: 'fp32', 'bf16', 'int8' (onnxruntime, scores differ by up to 0.2); 'auto' is bf16 on a
+            GPU or a processor made for it, else fp32.
+        processes: to score in, each with one thread (or a GPU in turn); 0 is one a core.
         language_folder: the languages' YAML files; by default the project's configs/languages.
         seed: of all random choices.
         on_error: 'stop' at broken input, or 'skip' and count it.
     """
     settings = dict(locals())
-    rules.check(limits)
-    for name in ("max_tokens", "batch_tokens", "training_documents", "epochs"):
+    _check(settings)
+    inputs = {name: settings[name] for name in ("documents", "encoder", "model", "annotations")}
+    with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
+        trained = model or _train(building.folder / "model", settings)
+        _judge(building.folder / VERDICTS, trained, settings)
+        closing = _sift(building, trained, settings)
+        shutil.rmtree(building.folder / VERDICTS)
+    print(closing)
+
+
+def _check(settings: Mapping[str, object]) -> None:
+    rules.check(settings["limits"])
+    targets.parse(settings["target"])
+    for name in ("max_tokens", "training_documents", "epochs"):
         if settings[name] < 1:
             raise UserError(f"--{name}={settings[name]}: at least 1")
-    if batch_tokens < max_tokens:
-        raise UserError(f"--batch_tokens={batch_tokens}: no less than --max_tokens={max_tokens}")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.set_seed(seed)
-    inputs = {"documents": documents, "encoder": encoder, "annotations": annotations}
-    with stage.output(out, inputs=inputs, settings=settings) as building:
-        annotated = quality.read_annotations(annotations) if annotations else None
-        model, tokenizer = quality.load(encoder, layers)
-        skipped: Counter[str] = Counter()
+    if settings["processes"] < 0:
+        raise UserError(f"--processes={settings['processes']}: at least 1, or 0 for one a core")
+    if (settings["encoder"] is None) == (settings["model"] is None):
+        raise UserError("give either --encoder to train a filter, or --model to apply a trained one")
+    if settings["model"] and settings["annotations"]:
+        raise UserError("--annotations are to train on, but --model is trained already; leave one of them out")
+    if settings["model"]:
+        scoring.facts(settings["model"])
 
-        # Rules. Only the beginnings of what passes stay in memory.
-        known: dict[str, languages.Language] = {}
-        reasons: list[str | None] = []
-        passed: list[tuple[str, str, str]] = []  # beginning, language, source
-        for document in _read(documents, on_error, skipped, "rules"):
-            code = document["language"]
-            if code not in known:
-                known[code] = languages.load(code, language_folder)
-            reasons.append(rules.broken(document["text"], known[code], limits))
-            if reasons[-1] is None:
-                beginning = document["text"][: max_tokens * quality.CHARACTERS_PER_TOKEN]
-                passed.append((beginning, code, document["source"]))
-        if not passed:
-            raise UserError(
-                f"{documents}: the rules leave no document ({_spell(reasons)}); look at --limits and at the input"
-            )
 
-        # The encoder: labels, training, held-out evaluation, scores.
-        examples = annotated or _weak_labels(passed, known, training_documents, max_tokens, seed)
-        training, held_out = quality.divide(examples, seed)
-        reading = {"max_tokens": max_tokens, "batch_tokens": batch_tokens}
-        schedule = {"epochs": epochs, "learning_rate": learning_rate, "seed": seed}
-        losses = quality.train(model, tokenizer, training, max_tokens=max_tokens, **schedule)
-        metrics = quality.evaluate(
-            held_out, quality.predict(model, tokenizer, [example.text for example in held_out], **reading)
-        )
-        predicted = quality.predict(model, tokenizer, [beginning for beginning, _, _ in passed], **reading)
-        model.save_pretrained(building.folder / "model")
-        tokenizer.save_pretrained(building.folder / "model")
-        scores: list[float | None] = [None] * len(reasons)
-        positions = [position for position, reason in enumerate(reasons) if reason is None]
-        for position, score in zip(positions, quality.overall(predicted).tolist(), strict=True):
-            scores[position] = score
-            if score < threshold:
-                reasons[position] = "low_quality"
-        if None not in reasons:
-            raise UserError(f"{documents}: no document is left ({_spell(reasons)}); lower --threshold={threshold}")
+def _train(folder: Path, settings: Mapping[str, object]) -> Path:
+    """The folder of a filter trained on annotations, or on weak labels from a sample; not again if it is there."""
+    from lib import learning
 
-        # Write.
-        held = _held_out(_read(documents, on_error, Counter(), "choose"), reasons, held_out_documents)
-        figures = _write(_read(documents, on_error, Counter(), "write"), building.folder, reasons, scores, held)
-        dropped = Counter(reason for reason in reasons if reason is not None)
-        kept = reasons.count(None)
-        assert (figures["kept"], figures["removed"]) == (kept, sum(dropped.values()))
-        assert kept + figures["removed"] == len(reasons)
-        building.record(
-            documents_in=len(reasons),
-            documents_kept=kept,
-            documents_removed=dict(dropped.most_common()),
-            held_out=dict(Counter(code for code, _ in held)),
-            **{name: figures[name] for name in ("by_source", "characters")},
-            labels="annotations" if annotated else "weak",
-            training={"examples": len(training), "loss_by_epoch": losses},
-            evaluation=metrics,
-            criteria={
-                name: round(float(mean), 3) for name, mean in zip(quality.CRITERIA, predicted.mean(axis=0), strict=True)
-            },
-            score_percentiles=_percentiles(quality.overall(predicted)),
-            skipped=dict(skipped),
-        )
-    print(
-        f"labels {'annotations' if annotated else 'weak'} | held-out AUC {metrics['auc']} (length {metrics['auc_of_length']})"
+    if learning.is_finished(folder):
+        return folder
+    texts: list[tuple[str, str, str]] = []
+    if settings["annotations"] is None:
+        rest = [settings[name] for name in ("training_documents", "limits", "language_folder", "seed")]
+        broken: Counter[str] = Counter()
+        texts = sieve.sample(_read(settings, Counter(), "sample"), *rest, broken)
+        if not texts:
+            raise _nothing_left(settings["documents"], broken)
+    wanted = inspect.signature(learning.learn).parameters.keys() & settings.keys()
+    learning.learn(folder, texts, **{name: settings[name] for name in wanted})
+    return folder
+
+
+def _judge(folder: Path, trained: Path, settings: Mapping[str, object]) -> None:
+    devices = scoring.devices()
+    cores = len(os.sched_getaffinity(0))
+    names = ("limits", "language_folder", "precision")
+    sieve.judge(
+        _read(settings, Counter(), "judge"),
+        folder,
+        trained,
+        devices=devices,
+        processes=settings["processes"] or (cores if devices == ["cpu"] else min(cores, 4 * len(devices))),
+        **{name: settings[name] for name in names},
     )
-    print(progress.funnel(kept, len(reasons), dropped, "documents"))
 
 
-def _read(path: Path, on_error: corpora.OnError, skipped: Counter[str], title: str) -> Iterator[dict]:
-    stream = corpora.read(path, on_error=on_error, skipped=skipped)
+def _sift(building: stage.Output, trained: Path, settings: Mapping[str, object]) -> str:
+    """Find the threshold, write what is kept and what is not, record it all; the closing lines."""
+    source, judged = settings["documents"], building.folder / VERDICTS
+    facts, tally = scoring.facts(trained), sieve.Tally(judged)
+    if not tally.scored:
+        raise _nothing_left(source, tally.by_rule)
+    threshold = targets.threshold(settings["target"], facts["calibration"], tally.keeping)
+    kept, held = sieve.hold_out(judged, threshold, settings["held_out_documents"])
+    if not kept:
+        raise UserError(f"{source}: no document is left; --target={settings['target']} asks for {threshold:.3f} of 5")
+    skipped: Counter[str] = Counter()
+    figures = sieve.write(
+        _read(settings, skipped, "write"),
+        building.folder,
+        judged,
+        threshold=threshold,
+        held=set().union(*held.values()),
+        language_folder=settings["language_folder"],
+        mask_personal_data=settings["mask_personal_data"],
+    )
+    dropped = Counter(tally.by_rule)
+    if tally.scored > kept:
+        dropped[sieve.LOW_QUALITY] = tally.scored - kept
+    assert (figures["kept"], figures["removed"]) == (kept, dropped.total())
+    assert kept + dropped.total() == tally.documents
+    assert corpora.count(source) in (None, tally.documents + skipped.total())
+    shares = tally.kept_shares()
+    stage.write_json(building.folder / "receipts.json", {"removed": figures["samples"], "kept_shares": shares})
+    building.record(
+        documents_in=tally.documents,
+        documents_kept=kept,
+        documents_removed=dict(dropped.most_common()),
+        held_out={code: len(chosen) for code, chosen in held.items()},
+        **{name: figures[name] for name in ("by_source", "characters", "masked")},
+        **{name: facts[name] for name in ("labels", "training", "evaluation", "precision")},
+        threshold=round(threshold, 4),
+        criteria=tally.criteria(),
+        score_percentiles=tally.percentiles(),
+        skipped=dict(skipped),
+    )
+    found = facts["evaluation"]
+    labels = f"labels {facts['labels']} | held-out AUC {found['auc']} (bag of words {found['auc_of_bag_of_words']})"
+    return f"{labels} | threshold {threshold:.3f}\n{progress.funnel(kept, tally.documents, dropped, 'documents')}"
+
+
+def _nothing_left(path: Path, broken: Counter[str]) -> UserError:
+    reasons = ", ".join(f"{name} {number:,}" for name, number in broken.most_common()) or "there is none"
+    return UserError(f"{path}: the rules leave no document ({reasons}); look at --limits and at the input")
+
+
+def _read(settings: Mapping[str, object], skipped: Counter[str], title: str) -> Iterator[dict]:
+    path = settings["documents"]
+    stream = corpora.read(path, on_error=settings["on_error"], skipped=skipped)
     return progress.bar(stream, total=corpora.count(path), title=title, unit="documents")
-
-
-def _weak_labels(
-    passed: Sequence[tuple[str, str, str]], known: dict[str, languages.Language], count: int, max_tokens: int, seed: int
-) -> list[quality.Example]:
-    chosen = quality.balanced_sample([(code, source) for _, code, source in passed], count, seed)
-    if len(chosen) < 5:
-        raise UserError(f"only {len(chosen)} documents pass the rules: too few to train the filter on, 5 at least")
-    texts = [passed[position][:2] for position in chosen]
-    return quality.weak_labels(texts, known, max_chars=max_tokens * 5, seed=seed)
-
-
-def _held_out(stream: Iterator[dict], reasons: Sequence[str | None], count: int) -> set[tuple[str, str]]:
-    """(language, id) of each language's kept documents with the smallest hashes of their ids."""
-    hashed: dict[str, list[tuple[bytes, str]]] = defaultdict(list)
-    for document, reason in zip(stream, reasons, strict=True):
-        if reason is None:
-            digest = hashlib.blake2b(document["id"].encode(), digest_size=16).digest()
-            hashed[document["language"]].append((digest, document["id"]))
-    return {
-        (language, identity)
-        for language, found in hashed.items()
-        for _, identity in sorted(found)[: min(count, len(found) // HELD_OUT_SHARE)]
-    }
-
-
-def _write(
-    stream: Iterator[dict],
-    folder: Path,
-    reasons: Sequence[str | None],
-    scores: Sequence[float | None],
-    held: set[tuple[str, str]],
-) -> dict[str, object]:
-    """Write documents and removed; return counts for the manifest."""
-    by_source: dict[str, Counter[str]] = defaultdict(Counter)
-    characters: Counter[str] = Counter()
-    score_field = ("score", pa.float32())
-    with (
-        corpora.writing(folder / "documents", extra=[score_field, ("split", pa.string())]) as keep,
-        corpora.writing(folder / "removed", extra=[("reason", pa.string()), score_field]) as remove,
-    ):
-        for document, reason, score in zip(stream, reasons, scores, strict=True):
-            fields = {name: document[name] for name in ("id", "text", "source", "language")} | {"score": score}
-            if reason is None:
-                split = "held_out" if (document["language"], document["id"]) in held else "train"
-                keep.write(fields | {"split": split})
-                characters[split] += len(document["text"])
-            else:
-                remove.write(fields | {"reason": reason})
-                characters["removed"] += len(document["text"])
-            by_source[document["source"]][reason or "kept"] += 1
-        return {
-            "kept": keep.rows,
-            "removed": remove.rows,
-            "by_source": {source: dict(counts.most_common()) for source, counts in sorted(by_source.items())},
-            "characters": dict(characters),
-        }
-
-
-def _spell(reasons: Sequence[str | None]) -> str:
-    return ", ".join(f"{name} {number:,}" for name, number in Counter(reasons).most_common())
-
-
-def _percentiles(scores: np.ndarray) -> dict[str, float]:
-    wanted = (0, 1, 5, 25, 50, 75, 95, 100)
-    return {f"p{p}": round(float(value), 3) for p, value in zip(wanted, np.percentile(scores, wanted), strict=True)}
 
 
 if __name__ == "__main__":

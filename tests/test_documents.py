@@ -303,7 +303,7 @@ def test_a_parquet_file_that_breaks_off_in_its_footer_or_in_a_page(tmp_path):
             number = len(found) if reader is documents.read else sum(map(len, found))
             assert number == (7_000 if "damaged_row" in skips else 0)
     assert documents.count(path) == 12_000
-    with pytest.raises(UserError, match="x.parquet: row group 1 is damaged"):
+    with pytest.raises(UserError, match=r"x\.parquet: row group 1 is damaged"):
         list(documents.shuffled(path, seed=0))
     path.write_bytes(whole[:1000])
     assert documents.count(path) is None
@@ -438,3 +438,40 @@ def test_raw_records_of_a_parquet_file_survive_what_python_can_not_hold(tmp_path
     assert (found, skipped) == ([(1, {"body": "ab"}), (3, {"body": "cd"})], {"invalid_utf8": 1})
     with pytest.raises(UserError, match=r"x\.parquet:2: not UTF-8"):
         list(documents.read_records(path, on_error="stop", skipped=skipped))
+
+
+def test_each_byte_of_a_footer_changed_is_an_error_or_a_count(tmp_path):
+    """Among them the numbers of rows: what the footer says of the whole file must be what it says of its parts."""
+    path = tmp_path / "x.parquet"
+    columns = {"text": [f"слово {n}" for n in range(6)], "language": ["ru"] * 6}
+    pq.write_table(pa.table(columns), path, row_group_size=2, write_statistics=False, store_schema=False)
+    whole = path.read_bytes()
+    problems = set()
+    for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
+        path.write_bytes(whole[:place] + bytes([(whole[place] + 2) % 256]) + whole[place + 1 :])
+        skipped = Counter()
+        found = rows(documents.read_batches(path, on_error="skip", skipped=skipped, language="ru"))
+        assert skipped["damaged_file"] or len(found) + skipped.total() == 6
+        try:
+            list(documents.read(path, language="ru"))
+        except UserError as error:
+            problems.add(str(error))
+    assert any("its footer contradicts itself" in problem for problem in problems)
+
+
+def test_a_page_that_reads_well_but_fails_its_checksum_is_damaged(tmp_path):
+    path = tmp_path / "x.parquet"
+    table = pa.table({"text": ["первый текст", "второй текст"], "language": ["ru", "ru"]})
+    pq.write_table(table, path, compression="none", write_statistics=False, write_page_checksum=True)
+    path.write_bytes(path.read_bytes().replace("второй".encode(), "другой".encode()))
+    with pytest.raises(UserError, match=r"x\.parquet:1: row group 0 is damaged \(.*checksum"):
+        list(documents.read(path))
+    with documents.writing(tmp_path / "out") as writer:
+        writer.write(GOOD)
+    column = pq.ParquetFile(tmp_path / "out" / "00000.parquet").metadata.row_group(0).column(1)
+    written = (tmp_path / "out" / "00000.parquet").read_bytes()
+    place = (column.dictionary_page_offset or column.data_page_offset) + column.total_compressed_size - 4
+    spoilt = tmp_path / "spoilt.parquet"
+    spoilt.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
+    with pytest.raises(UserError, match="checksum"):
+        list(documents.read(spoilt))

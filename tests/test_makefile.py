@@ -12,7 +12,7 @@ from conftest import ROOT
 PLUMBING = {"cli", "errors", "progress", "stage"}  # prints, checks and writes; no result depends on it
 PICTURES = {"plots"}  # the tokenizer stage's is read by no other stage: a new colour is not worth training anew
 COMPARISONS = ("vocab-sweep",)
-STAGES = ("fetch", "dedup", "filter", "tokenizer", "init", "pack", "cpt", "sft", "eval", "report")
+STAGES = ("fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "sft", "eval", "report")
 
 
 def make(*arguments, check=True, **environment):
