@@ -64,7 +64,7 @@ manifests = $(addsuffix /manifest.json,$(1))
 
 # The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
 lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
-lib-dedup := documents duplicates kernels learned mihash minhash models paragraphs rebuilding
+lib-dedup := distributed documents duplicates kernels learned mihash minhash models paragraphs rebuilding
 lib-annotate := annotation api corruption documents languages paragraphs sampling
 lib-filter := corruption documents encoder judging languages learning masking paragraphs quality rules scoring sieve targets
 lib-tokenizer := bpe documents fertility languages models spm vocabulary

@@ -25,7 +25,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from lib import cli, documents, duplicates, minhash, progress, rebuilding, stage
+from lib import cli, distributed, documents, duplicates, minhash, progress, rebuilding, stage
 from lib.errors import UserError
 
 
@@ -45,6 +45,7 @@ def main(
     method: Literal["minhash", "mihash"] = "minhash",
     bits: int = 128,
     memory_gb: float = 4.0,
+    engine: Literal["local", "daft"] = "local",
     on_error: documents.OnError = "stop",
 ) -> None:
     """Deduplicate a corpus by paragraph.
@@ -64,6 +65,7 @@ def main(
         method: how candidates are found: MinHash, or a hash learned on MinHash's pairs (MIHash), which finds fewer.
         bits: of a learned code.
         memory_gb: how much memory to use, about.
+        engine: 'local', or 'daft' to sign and group on the Ray cluster of RAY_ADDRESS (in this process if it is not set).
         on_error: 'stop' at broken input, or 'skip' and count it.
     """
     settings = dict(locals())
@@ -80,16 +82,17 @@ def main(
         print(duplicates.plan(files, how, memory_gb))
 
         # Which paragraphs go, and instead of which.
-        index = duplicates.sign(files, batches, how, work, source_priority)
+        runs = distributed if engine == "daft" else duplicates
+        index = runs.sign(files, batches, how, work, source_priority)
         if not index.paragraphs:
             names = ", ".join(map(str, corpus))
             raise UserError(f"{names}: no paragraph of text in the whole corpus; check the paths and the fetch stage")
-        by = duplicates.banded
+        by = runs.banded
         if method == "mihash":
             from lib import learned  # brings torch, for which the others need not wait
 
             by = learned.Search(batches, bits).candidates
-        found = duplicates.find(index, batches, how, keep=keep, memory_gb=memory_gb, candidates=by)
+        found = duplicates.find(index, batches, how, keep=keep, memory_gb=memory_gb, repeated=runs.exact, candidates=by)
 
         # The corpus without them.
         tally = rebuilding.write(index, batches, found, building.folder, min_document_chars)
@@ -114,6 +117,8 @@ def _check(settings: dict[str, object]) -> None:
         raise UserError("--keep=source wants --source_priority, the names of sources, and nothing else does")
     if not settings["memory_gb"] > 0.5:
         raise UserError(f"--memory_gb={settings['memory_gb']}: above 0.5")
+    if settings["engine"] == "daft":
+        distributed.connect()  # what it lacks is said before any work
 
 
 if __name__ == "__main__":

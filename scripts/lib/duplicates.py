@@ -66,10 +66,10 @@ class Index:
     def column(self, folder: str, *names: str) -> Iterator[tuple[int, list[pa.Array]]]:
         """(number of the first row, the columns) of each row group of all files of a working folder."""
         for position, first in enumerate(self.offsets[:-1].tolist()):
-            with pq.ParquetFile(_part(self.work / folder, position)) as file:
+            with pq.ParquetFile(file_of(self.work / folder, position)) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group, columns=list(names), use_threads=False)
-                    yield first, [_flat(table[name]) for name in names]
+                    yield first, [flat(table[name]) for name in names]
                     first += len(table)
 
 
@@ -138,9 +138,9 @@ def sign(files: Sequence[Path], batches: Batches, how: Scheme, work: Path, prior
         (work / folder).mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for position, file in enumerate(progress.bar(files, title="sign", unit="files")):
-            if not _part(work / "places", position).exists():
-                _sign_file(batches, file, how, work, position, ranks, pool)
-    counted = [_counts(_part(work / "places", position)) for position in range(len(files))]
+            if not file_of(work / "places", position).exists():
+                sign_file(batches, file, how, work, position, ranks, pool)
+    counted = [_counts(file_of(work / "places", position)) for position in range(len(files))]
     skipped = collections.Counter()
     for counts in counted:
         skipped.update(counts["skipped"])
@@ -152,7 +152,7 @@ def sign(files: Sequence[Path], batches: Batches, how: Scheme, work: Path, prior
 def exact(index: Index, memory_gb: float) -> tuple[np.ndarray, np.ndarray]:
     """(int64 repeats, sorted; int64 what each repeats): equal in normal form; the best-ranked, then first one stays."""
     repeats, firsts = [], []
-    digests = lambda: ((first, _words(parts[0], 2)) for first, parts in index.column("signatures", "digest"))  # noqa: E731
+    digests = lambda: ((first, words(parts[0], 2)) for first, parts in index.column("signatures", "digest"))  # noqa: E731
     ranks = np.concatenate(
         [np.asarray(parts[0]) for _, parts in index.column("places", "rank")] or [np.empty(0, np.uint8)]
     )
@@ -183,8 +183,23 @@ def banded(index: Index, how: Scheme, alive: np.ndarray, memory_gb: float) -> np
         alive: bits, by paragraph number, of those to look at.
         memory_gb: the budget.
     """
+    return agreeing(index, how, _pairs_by_band(index, how, alive, memory_gb), memory_gb)
+
+
+def agreeing(index: Index, how: Scheme, found: Iterator[np.ndarray], memory_gb: float) -> np.ndarray:
+    """int64, sorted: the distinct ones of the codes that come in arrays, with sketches that agree in enough bits."""
     limit = int(memory_gb * 1e9 / 2 / BYTES_PER_PAIR)
     agreed, waiting, held = np.empty(0, np.int64), [], 0
+    for codes in found:
+        waiting.append(codes)
+        held += len(codes)
+        if held > limit:
+            agreed, waiting, held = np.union1d(agreed, _agreeing(index, how, waiting, limit)), [], 0
+    return np.union1d(agreed, _agreeing(index, how, waiting, limit))
+
+
+def _pairs_by_band(index: Index, how: Scheme, alive: np.ndarray, memory_gb: float) -> Iterator[np.ndarray]:
+    """int64 codes of the pairs in a common bucket, a share of a band at a time."""
     for band in progress.bar(range(how.bands), title="group", unit="bands"):
         name = f"band_{band}"
         keys = lambda name=name: ((f, np.asarray(parts[0])) for f, parts in index.column("signatures", name))  # noqa: E731
@@ -197,11 +212,7 @@ def banded(index: Index, how: Scheme, alive: np.ndarray, memory_gb: float) -> np
             filled = 0
             for first, part in keys():
                 filled = kernels.select_keys(part, alive, first, low, high, chosen, numbers, filled)
-            waiting.append(pairs_of_buckets(chosen, numbers, index.count))
-            held += len(waiting[-1])
-            if held > limit:
-                agreed, waiting, held = np.union1d(agreed, _agreeing(index, how, waiting, limit)), [], 0
-    return np.union1d(agreed, _agreeing(index, how, waiting, limit))
+            yield pairs_of_buckets(chosen, numbers, index.count)
 
 
 def pairs_of_buckets(keys: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
@@ -331,7 +342,7 @@ def chosen(
     return minhash.choose(nodes.texts, how, order, first, tails[by_head], np.tile(similarity, 2)[by_head])
 
 
-def _sign_file(
+def sign_file(
     batches: Batches,
     file: Path,
     how: Scheme,
@@ -343,7 +354,7 @@ def _sign_file(
     """Sign a file's batches side by side and write them in order."""
     keys = [(f"band_{band}", pa.uint64()) for band in range(how.bands)]
     schema = pa.schema([*keys, ("sketch", pa.binary(minhash.SKETCH_BITS // 8)), ("digest", pa.binary(16))])
-    targets = [_part(work / folder, position) for folder in ("signatures", "places")]
+    targets = [file_of(work / folder, position) for folder in ("signatures", "places")]
     aside = [target.with_suffix(".partial") for target in targets]
     counts = collections.Counter(documents=0, paragraphs=0, compared=0)
     skipped: collections.Counter[str] = collections.Counter()
@@ -436,7 +447,7 @@ def _agreeing(index: Index, how: Scheme, codes: list[np.ndarray], limit: int) ->
         sketches = np.empty((len(numbers), minhash.SKETCH_BITS // 64), dtype=np.uint64)
         for first, (column,) in index.column("signatures", "sketch"):
             low, high = np.searchsorted(numbers, [first, first + len(column)])
-            sketches[low:high] = _words(column, 4)[numbers[low:high] - first]
+            sketches[low:high] = words(column, 4)[numbers[low:high] - first]
         rows = (np.searchsorted(numbers, side) for side in (left, right))
         kept.append(part[kernels.agreement(sketches, *rows) >= how.least_agreement])
     return np.concatenate(kept)
@@ -502,7 +513,7 @@ def _shares(sizes: np.ndarray, memory_gb: float) -> Iterator[tuple[int, int]]:
             low = high
 
 
-def _part(folder: Path, position: int) -> Path:
+def file_of(folder: Path, position: int) -> Path:
     return folder / f"{position:06d}.parquet"
 
 
@@ -511,7 +522,7 @@ def _counts(path: Path) -> dict:
         return json.loads(file.metadata.metadata[b"counts"])
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
+def flat(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
@@ -521,7 +532,7 @@ def _fixed(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def _words(column: pa.Array, width: int) -> np.ndarray:
+def words(column: pa.Array, width: int) -> np.ndarray:
     """uint64 [n, width] of a fixed-size binary array."""
     _, data = column.buffers()
     words = np.frombuffer(data, np.uint64) if len(column) else np.empty(0, np.uint64)
