@@ -20,7 +20,7 @@ $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are:
 include $(CONF)/profile.mk
 STEPS ?= 40##        steps of training for each method of `make init-bench`
 ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
-TEXT ?= #         more text in the target language for `make bench-tokenizer`: files, with commas between
+TEXT ?= #         more text in the target language for `make bench-tokenizer` and `bench-dedup`: files, with commas between
 VERSIONS ?= #     for `make mihash-bench`: documents with a `group`, those of one are revisions of each other (JSON Lines)
 HEADLINES ?= #    for `make mihash-bench`: labelled pairs of texts (JSON Lines)
 GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
@@ -64,7 +64,7 @@ manifests = $(addsuffix /manifest.json,$(1))
 
 # The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
 lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
-lib-dedup := distributed documents duplicates kernels learned mihash minhash models paragraphs rebuilding
+lib-dedup := distributed documents duplicates kernels learned mihash minhash models paragraphs planning rebuilding
 lib-annotate := annotation api corruption documents languages paragraphs sampling
 lib-filter := corruption documents encoder judging languages learning masking paragraphs quality rules scoring sieve targets
 lib-tokenizer := bpe documents fertility languages models spm vocabulary
@@ -74,7 +74,7 @@ lib-training := documents losses metrics models packing training
 lib-cpt := $(lib-training) audit vocabulary
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility generation harness metrics models vocabulary
-lib-report := documents languages page plots scores
+lib-report := documents languages page plots receipts scores
 lib-init-bench := documents metrics models
 lib-init-bench-init := $(lib-init)
 lib-init-bench-cpt := $(lib-cpt)
@@ -110,7 +110,7 @@ facts-init-bench-init := $(BASE)
 facts-init-bench-cpt := $(STEPS)
 facts-vocab-sweep-tokenizer := $(BASE)
 facts-vocab-sweep := $(BASE) $(SWEEP)
-facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS)
+facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS) $(ANNOTATE)
 
 ##@ The pipeline
 .PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt sft eval report
@@ -184,7 +184,7 @@ $(D)/eval/%/manifest.json: $(K)/eval $$(model-$$*)/manifest.json $(D)/pack/manif
 	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 $(D)/report/manifest.json: $(K)/report $(C)/sft/manifest.json $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) --dedup=$(D)/dedup --filter=$(D)/filter --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
+	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) --dedup=$(D)/dedup --filter=$(D)/filter $(if $(strip $(ANNOTATE)),--annotations=$(D)/annotations) --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
@@ -201,6 +201,9 @@ FORCE:
 .PHONY: bench-dedup bench-filter bench-tokenizer init-bench mihash-bench vocab-sweep
 bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
 	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
+bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall of deduplication, beside peers in an environment of theirs
+	@$(MAKE) -s PROFILE=test VENV=.venv-bench .venv-bench/.bench
+	.venv-bench/bin/python scripts/bench_dedup.py --documents=$(RAW) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-filter: $(D)/filter/manifest.json $(D)/dedup/manifest.json ## documents/s of the trained filter, beside the transformers pipeline
 	$(PY) scripts/bench_filter.py --model=$(D)/filter/model --documents=$(D)/dedup/documents
 mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) ## MIHash beside MinHash, random hyperplanes and cosines

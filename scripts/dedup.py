@@ -25,7 +25,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from lib import cli, distributed, documents, duplicates, minhash, progress, rebuilding, stage
+from lib import cli, distributed, documents, duplicates, minhash, planning, progress, rebuilding, stage
 from lib.errors import UserError
 
 
@@ -64,7 +64,7 @@ def main(
         language: given to documents that name none (ISO code).
         method: how candidates are found: MinHash, or a hash learned on MinHash's pairs (MIHash), which finds fewer.
         bits: of a learned code.
-        memory_gb: how much memory to use, about.
+        memory_gb: memory for what grows with the corpus, about; the plan that is printed says what a run will take.
         engine: 'local', or 'daft' to sign and group on the Ray cluster of RAY_ADDRESS (in this process if it is not set).
         on_error: 'stop' at broken input, or 'skip' and count it.
     """
@@ -79,7 +79,7 @@ def main(
     with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
         files = [file for path in corpus for file in documents.files(path)]
         work = building.folder / "work"
-        print(duplicates.plan(files, how, memory_gb))
+        print(planning.plan(files, how, memory_gb))
 
         # Which paragraphs go, and instead of which.
         runs = distributed if engine == "daft" else duplicates

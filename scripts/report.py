@@ -5,7 +5,8 @@
         --pack=data/demo/pack --cpt=checkpoints/demo/cpt --sft=checkpoints/demo/sft \
         --evaluations=data/demo/eval/base,data/demo/eval/sft --out=data/demo/report
 
-Reads:  the manifests of all stages; fertility.json, metrics.jsonl, generations.jsonl; samples of the removed texts.
+Reads:  the manifests of all stages; fertility.json, metrics.jsonl, generations.jsonl; samples of the removed texts and
+        the filter's receipts.json.
 Writes: report.html (one file, nothing loaded from elsewhere) and MODEL_CARD.md for the tuned model. The manifest's
         results hold the score table as data.
 """
@@ -13,7 +14,7 @@ Writes: report.html (one file, nothing loaded from elsewhere) and MODEL_CARD.md 
 import json
 from pathlib import Path
 
-from lib import cli, documents, page, plots, scores, stage
+from lib import cli, documents, page, plots, receipts, scores, stage
 from lib.errors import UserError
 
 REPORT = "report.html"
@@ -32,7 +33,9 @@ def main(
     sft: Path,
     evaluations: list[Path],
     out: Path,
+    annotations: Path | None = None,
     samples: int = 3,
+    near_duplicates: int = 20,
     prompts: int = 40,
     seed: int = 0,
 ) -> None:
@@ -49,17 +52,21 @@ def main(
         sft: folder of the model after instruction tuning.
         evaluations: outputs of the eval stage, in the order of training, the base first.
         out: the folder to write.
+        annotations: output of the annotate stage, where there was one.
         samples: removed texts that are shown for each reason.
+        near_duplicates: near duplicates that are shown with the paragraphs kept instead.
         prompts: prompts that are shown with their answers, at most.
         seed: draws the samples.
     """
     settings = dict(locals())
-    if min(samples, prompts) < 0:
-        raise UserError(f"--samples={samples}, --prompts={prompts}: no negative numbers")
+    for name in ("samples", "near_duplicates", "prompts"):
+        if settings[name] < 0:
+            raise UserError(f"--{name}={settings[name]}: no negative numbers")
     if not evaluations:
         raise UserError("--evaluations: name at least one output of the eval stage")
     folders = {
         "dedup": dedup,
+        **({"annotate": annotations} if annotations else {}),
         "filter": filter,
         "tokenizer": tokenizer,
         "init": init,
@@ -70,7 +77,8 @@ def main(
     folders |= {f"eval {path.name}": path for path in evaluations}
     here = {path.name: path for path in fetched if (path / stage.MANIFEST).is_file()}
     inputs = {f"fetched[{number}]": path for number, path in enumerate(here.values())}
-    inputs |= {name: path for name, path in folders.items() if not name.startswith("eval ")}
+    inputs |= {name: path for name, path in folders.items() if name != "annotate" and not name.startswith("eval ")}
+    inputs["annotations"] = annotations
     inputs |= {f"evaluations[{number}]": path for number, path in enumerate(evaluations)}
     manifests = {name: stage.read_manifest(path) for name, path in folders.items()}
     with stage.output(out, inputs=inputs, settings=settings) as building:
@@ -109,6 +117,7 @@ def main(
             "settings_of": lambda name: manifests[name]["settings"],
             "made_by": scores.MADE_BY,
             "row_rules": page.RULES,
+            "systems": receipts.SYSTEMS,
             "tokenizations": page.tokenizations(fertility),
             "example": fertility["example"],
             "score_plots": plots.scores(table),
@@ -117,12 +126,7 @@ def main(
             ),
             "fertility_rows": page.fertility_rows(fertility, language),
             "source_rows": page.source_rows(sources, results["filter"]),
-            "duplicates": {
-                reason: [page.pair(row) for row in rows]
-                for reason, rows in page.removed(dedup, results["dedup"]["paragraphs_removed"], samples, seed).items()
-            },
-            "poor": page.removed(filter, results["filter"]["documents_removed"], samples, seed),
-            "verdict": page.filter_verdict(results["filter"]),
+            **receipts.shown(dedup, filter, manifests, samples, near_duplicates, seed),
             "cpt_plots": plots.training("cpt", _lines(cpt / "metrics.jsonl")),
             "sft_plots": plots.training("sft", _lines(sft / "metrics.jsonl")),
             "side_by_side": page.side_by_side(answers, prompts),

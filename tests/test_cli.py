@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from lib import cli
+from lib import cli, progress
 from lib.errors import UserError
 
 
@@ -91,3 +91,10 @@ def test_help_shows_every_flag_and_runs_nothing(script):
     text = done.stdout + done.stderr
     for flag in ("--sequence_length", "--english_share", "--config", "tokens a row, at most 65,536"):
         assert flag in text
+
+
+def test_an_error_begins_a_line_even_beside_an_open_bar(capsys):
+    bar = iter(progress.bar(range(9), title="reading"))
+    next(bar)
+    assert cli._complain("broken", 2) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: broken"

@@ -10,11 +10,57 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib import documents, page, plots, scores
+from lib import documents, page, plots, receipts, rules, scores, targets
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "report.py"
 NASTY = "<script>alert('x')</script> & <b>жирно</b>"
 ARTEFACT = {"name": "pages-ru", "version": "1.2-1", "sha256": "ab" * 32, "bytes": 5}
+
+
+DEDUP_SETTINGS = {"threshold": 0.8, "shingles": "characters", "shingle_size": 5, "min_document_chars": 80}
+DEDUP_SETTINGS |= {"keep": "first", "source_priority": [], "method": "minhash", "bits": 128}
+
+
+def agreement(value, low, high):
+    """Spearman's and F1's figures of one system, as the filter stage records them."""
+    edges = [low, high] if low is not None else None
+    return {"spearman": value, "spearman_interval": edges, "f1": None, "f1_interval": None}
+
+
+def curve(*points):
+    return [dict(zip(("threshold", "precision", "recall", "kept"), point, strict=True)) for point in points]
+
+
+BASELINES = {"length": agreement(0.1, 0.0, 0.2), "bag_of_words": agreement(0.4, 0.3, 0.5)}
+EVALUATION = {
+    "examples": 16,
+    "good": 8,
+    "criteria": {"grammar": agreement(0.75, 0.625, 0.875) | BASELINES},
+    "overall": agreement(0.45, 0.35, 0.55) | BASELINES,
+    "auc": 0.9,
+    "auc_interval": [0.85, 0.95],
+    "auc_by_kind": {"spam": None},
+    "auc_of_length": 0.3,
+    "auc_of_bag_of_words": 0.8,
+    "auc_of_bag_of_words_interval": [0.75, 0.875],
+    "thresholds": [{"threshold": 2.5, "good_lost": 0.0, "bad_found": 0.5}],
+    "precision_recall": curve((1.5, 0.5, 1.0, 1.0), (2.6, 0.75, 0.875, 0.625), (4.0, 1.0, 0.5, 0.25)),
+    "precision_recall_by_source": {"pages": curve((1.5, 0.5, 1.0, 1.0), (3.0, 1.0, 0.5, 0.25))},
+    "calibration": {"examples": 12, "temperatures": {"grammar": 1.4, "overall": 1.2}} | {"error_before": 0.056}
+    | {"error_after": 0.034},
+}  # fmt: skip
+KAPPA = {"kappa": 0.7209, "interval": [0.622, 0.7947], "equal": 0.6495, "within_one": 1.0, "second_higher_by": -0.0412}
+ANNOTATED = {
+    "documents_in": 30,
+    "sampled": 12,
+    "near_duplicates": 0,
+    "annotated": 10,
+    "failed": {"invalid_answer": 2},
+    "histograms": {"fortunes": {"grammar": [1, 0, 0, 0, 1]}, "pages": {"grammar": [0, 0, 0, 6, 2]}},
+    "estimate": {"requests": 14, "prompt_tokens": 15_000, "answer_tokens": 1400, "cost": 0.5},
+    "usage": {"model": "judge-1", "replies": 15, "prompt_tokens": 14_000, "completion_tokens": 210, "cost": 0.1987},
+    "agreement": {"documents": 2, "criteria": {"grammar": KAPPA}},
+}
 
 
 def interval(value, low, high, **more):
@@ -77,6 +123,47 @@ def removed(folder, rows, extra):
             writer.write({"id": f"d{number}", "source": "pages", "language": "ru", **row})
 
 
+def write_dedup(folder):
+    """What deduplication leaves, with more near duplicates than are shown."""
+    copy = {"text": f"старый {NASTY}", "twin_id": "k", "twin_text": f"новый {NASTY}", "paragraph": 0}
+    removed(
+        folder,
+        [copy | {"reason": "near_duplicate", "similarity": 0.9}] * 25 + [{"text": "осталось", "reason": "too_short"}],
+        ["paragraph", "reason", "twin_id", "twin_text", "similarity"],
+    )
+    figures = {"documents_in": 11, "documents_kept": 8, "documents_dropped": 3}
+    figures |= {"documents_removed": {"empty": 0, "too_short": 2, "all_duplicates": 1}}
+    figures |= {"paragraphs_in": 60, "paragraphs_kept": 33}
+    figures["paragraphs_removed"] = {"exact_duplicate": 0, "near_duplicate": 25, "too_short": 2}
+    figures["duplicates_by_sources"] = {"pages ~ pages": 20, "pages ~ fortunes": 5}
+    figures |= {"characters": {"in": 900, "kept": 800}, "bands": 18, "rows": 7, "candidates": 1400, "verified": 31}
+    figures |= {"spared": 4, "clusters_by_size": {"2": 7, "6": 1, "8": 1, "120": 1}, "skipped": {"not_json": 6}}
+    sweep = ((0.8, 20, 4), (0.85, 9, 0), (0.9, 5, 0))
+    figures["thresholds"] = [dict(zip(("threshold", "removed", "spared"), row, strict=True)) for row in sweep]
+    write(folder, manifest(figures, settings=DEDUP_SETTINGS))
+
+
+def write_filter(folder):
+    """What the filter leaves; one of its reasons is only in the receipts."""
+    poor = [{"text": NASTY, "reason": "low_quality", "score": 1.5}, {"text": "abc", "reason": "low_cyrillic"}]
+    removed(folder, poor, ["reason", "score"])
+    counts = {"kept": 6, "low_quality": 2, "low_cyrillic": 1, "blocked": 1}
+    figures = {"documents_in": 15, "documents_kept": 11, "by_source": {"fortunes": {"kept": 5}, "pages": counts}}
+    figures |= {"documents_removed": {name: counts[name] for name in list(counts)[1:]}, "held_out": {"ru": 2}}
+    figures |= {"characters": {"train": 500, "held_out": 200, "removed": 100}, "masked": {"e_mail": 3}, "skipped": {}}
+    figures |= {"labels": "weak", "training": {"examples": 50, "loss_by_epoch": [1.5]}, "evaluation": EVALUATION}
+    figures["precision"] = {"name": "int8", "largest_difference_from_fp32": 0.0049, "mean_difference_from_fp32": 0.001}
+    figures |= {"threshold": 2.5, "criteria": {"grammar": 3.5}}
+    figures["score_percentiles"] = {f"p{p}": 1.0 + p / 25 for p in (0, 1, 5, 25, 50, 75, 95, 100)}
+    limits = {"low_script": 0.5, "blocked": 1.0}
+    write(folder, manifest(figures, settings={"target": "lose_good=0.03", "limits": limits, "model": None}))
+    blocked = {"id": "d9", "text": "запрещено", "source": "pages", "language": "ru", "score": None}
+    steps = ((1.0, 1.0), (2.0, 1.0), (3.0, 0.5), (4.0, 0.0), (5.0, 0.0))
+    curve = [{"threshold": at, "documents": share, "characters": share} for at, share in steps]
+    receipts = {"removed": {"blocked": [blocked]}, "kept_shares": {"fortunes": curve, "pages": curve}}
+    (folder / "receipts.json").write_text(json.dumps(receipts), encoding="utf-8")
+
+
 @pytest.fixture
 def run(tmp_path):
     return make_run(tmp_path)
@@ -101,25 +188,9 @@ def make_run(tmp_path):
     write(raw / "gone", manifest(gone, settings={"type": "apt", "format": "man"}, stage="fetch"))
     model = {"source": "little", "licence": "Apache-2.0", "language": None, "artefacts": [ARTEFACT], "bytes": 9}
     write(models / "little", manifest(model, settings={"type": "pypi", "format": "model_gguf"}, stage="fetch"))
-    copy = {"text": f"старый {NASTY}", "twin_id": "k", "twin_text": f"новый {NASTY}", "paragraph": 0}
-    removed(
-        data / "dedup",
-        [copy | {"reason": "near_duplicate", "similarity": 0.9}, {"text": "осталось", "reason": "too_short"}],
-        ["paragraph", "reason", "twin_id", "twin_text", "similarity"],
-    )
-    counts = {"exact_duplicate": 0, "near_duplicate": 1, "too_short": 2}
-    figures = {"documents_in": 9, "documents_kept": 8, "paragraphs_in": 20, "paragraphs_kept": 17}
-    figures |= {"paragraphs_removed": counts, "characters": {"in": 900, "kept": 800}}
-    write(data / "dedup", manifest(figures, settings={"shingle_chars": 5, "min_document_chars": 80}))
-    poor = [{"text": NASTY, "reason": "low_quality", "score": 1.5}, {"text": "abc", "reason": "low_cyrillic"}]
-    removed(data / "filter", poor, ["reason", "score"])
-    scored = {"spearman": 0.5, "f1": None}
-    judged = {"examples": 16, "good": 8, "criteria": {"grammar": scored}, "auc": 0.9, "auc_of_length": 0.3}
-    judged |= {"auc_by_kind": {"spam": None}, "thresholds": [{"threshold": 2.5, "good_lost": 0.0, "bad_found": 0.5}]}
-    figures = {"documents_in": 8, "documents_kept": 6, "documents_removed": {"low_quality": 1, "low_cyrillic": 1}}
-    figures |= {"characters": {"train": 500, "held_out": 200, "removed": 100}, "labels": "weak", "evaluation": judged}
-    figures |= {"criteria": {"grammar": 3.5}, "by_source": {"pages": {"kept": 6, "low_quality": 1, "low_cyrillic": 1}}}
-    write(data / "filter", manifest(figures, settings={"threshold": 2.5, "limits": {"low_script": 0.5}}))
+    write_dedup(data / "dedup")
+    write_filter(data / "filter")
+    write(data / "annotations", manifest(ANNOTATED, stage="annotate"))
     fertility = {
         "new": {"vocabulary": 1024, **measured(2.0, 0.625), "example": [" Ма", "ши", "на"]},
         "little": {"vocabulary": 600, **measured(7.0, 0.125), "example": ["�", "<b>"]},
@@ -157,9 +228,10 @@ def make_run(tmp_path):
     tuned = evaluation("sft", (1.5, 1.4, 1.6), None, (0.5, 0.41, 0.6), 250.0)
     write(data / "eval" / "sft", tuned, generations=[answer | {"completion": f"```{NASTY}", "finished": True}])
 
-    def call(*flags, fetched=f"{raw / 'pages'},{raw / 'gone'},{raw / 'never'},{models / 'little'}"):
+    def call(*flags, annotations=True, fetched=f"{raw / 'pages'},{raw / 'gone'},{raw / 'never'},{models / 'little'}"):
         names = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "sft")
         given = [f"--{name}={data / name}" for name in names]
+        given += [f"--annotations={data / 'annotations'}"] if annotations else []
         given += [f"--fetched={fetched}", f"--evaluations={data / 'eval' / 'base'},{data / 'eval' / 'sft'}"]
         return subprocess.run(
             [sys.executable, str(SCRIPT), *given, f"--out={data / 'report'}", *flags],
@@ -217,10 +289,12 @@ def test_the_script_writes_one_page_and_a_card(run):
         ["sft", "1.500", "-", "2.00", "-", "250", "1,024", "1.5"],
     ]
     recorded = json.loads((out / "manifest.json").read_text())
-    assert recorded["results"]["seconds_of_all_stages"] == 12 * 30.0
+    assert recorded["results"]["seconds_of_all_stages"] == 13 * 30.0
     cells = recorded["results"]["scores"]["rows"][1]["cells"]
     assert cells["bits_per_byte.ru"] == {"value": 1.5, "low": 1.4, "high": 1.6, "against_base": "better"}
     assert cells["bits_per_byte.en"] is None
+    assert recorded["inputs"]["annotations"]["path"].endswith("annotations")
+    assert "annotations" not in recorded["settings"]
     assert "never" not in "".join(recorded["inputs"][name]["path"] for name in recorded["inputs"])
 
 
@@ -243,7 +317,7 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
 @pytest.mark.parametrize(
     "said",
     [
-        "6 min 0 s of work",
+        "6 min 30 s of work",
         "skipped: apt-get is not installed",
         "no manifest: it was not fetched",
         "npm is not installed",
@@ -254,10 +328,41 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         "(nothing)",
         "GPL &lt;3&gt;",
         "less than 50% of its letters are of its language&#39;s script",
-        "below 2.5 of 5",
+        "below 2.50 of 5",
         "documents with fewer than 80 characters left",
         "Its labels are weak",
-        "(the length of the text alone: 0.700)",
+        "with probability 0.900 [0.850, 0.950]; a bag of words learnt from the same examples: 0.800 [0.750, 0.875]; the "
+        "length of the text alone: 0.700",
+        "The two intervals overlap",
+        "sets of 5-character runs (Jaccard). MinHash found 1,400 candidate pairs (18 bands of 7 rows",
+        "31 of them reach 0.80. Of duplicates the first in the corpus is kept.",
+        "2 too_short (documents with fewer than 80 characters left), 1 all_duplicates (documents of which every",
+        "Broken input, passed over: not_json 6.",
+        '<td class="n">5–9</td><td class="n">2</td><td class="n">14</td>',
+        '<td class="n">100+</td><td class="n">1</td><td class="n">120</td>',
+        '<td class="n">0.85</td><td class="n">9</td><td class="n">0</td><td class="bar"><span style="width: 45.00%">',
+        "At 0.80, 20 near duplicates go",
+        '<td>pages</td><td>fortunes</td><td class="n">5</td>',
+        '<td>pages</td><td><span class="none">the same</span></td><td class="n">20</td>',
+        '<td>pages</td><td class="n">10</td><td class="n">60.0%</td><td class="n ">2</td><td class="n ">1</td>',
+        '<td><b>all</b></td><td class="n"><b>15</b></td><td class="n"><b>73.3%</b></td><td class="n"><b>2</b></td>',
+        "blocked: 1 document",
+        "запрещено",
+        "Masked in what is kept: e mail 3.",
+        '<span class="better">▲ 0.75</span>\n<small>0.62 – 0.88</small>',
+        '<span class="">0.45</span>',
+        "temperatures of 1.20 to 1.40, fitted on 12 examples",
+        "from 0.056 to 0.034. ",
+        "2.50 of 5, is the highest that loses no more than 3% of the good, among 12 labelled examples",
+        "it keeps about 88% of the good ones, and 75% of what it keeps is good",
+        "<figcaption>pages, 75.0%</figcaption>",
+        "judge-1 scored 10 of 12 sampled documents from 1 to 5; the others failed:\ninvalid_answer 2.",
+        "$0.1987 (estimated for the longest answers allowed: $0.5000)",
+        '<tr><td>grammar</td><td class="n">1</td><td class="n">0</td><td class="n">0</td><td class="n">6</td><td class="n">3</td>'
+        '<td class="n">4.00</td></tr>',
+        '<tr><td>fortunes</td><td class="n">2</td><td class="n">3.00</td></tr>',
+        '<td class="n">0.72<small>0.62 – 0.79</small></td><td class="n">65.0%</td><td class="n">100.0%</td>'
+        '<td class="n">−0.04</td>',
         "<mark>старый</mark> ",
         "▲ 1.500",
         "guessing 25.0%",
@@ -294,7 +399,52 @@ def test_a_stage_that_did_not_finish_is_named(run):
 def test_negative_samples_are_refused(run):
     done = run("--samples=-1")
     assert done.returncode == 2
-    assert "error: --samples=-1, --prompts=40: no negative numbers" in done.stderr
+    assert "error: --samples=-1: no negative numbers" in done.stderr
+
+
+def test_curves_are_drawn_at_the_threshold_that_was_found(page_text):
+    for panel in plots.precision_recall(EVALUATION, 2.5):
+        assert panel in page_text
+    assert plots.precision_recall(EVALUATION, 3.5)[0] not in page_text
+    assert 'id="kept-1-' in page_text
+
+
+def test_twenty_near_duplicates_are_shown_three_of_them_at_once(page_text):
+    opened, behind = page_text.split("<summary>17 more</summary>")
+    assert opened.count("similarity 0.90") == 3
+    assert behind.count("similarity 0.90") == 17
+
+
+def test_what_is_not_there_is_left_out(run):
+    """No annotations, a filter that was given, and outputs from before receipts were kept."""
+    (run.data / "filter" / "receipts.json").unlink()
+    for stage, forgotten in (
+        (
+            "dedup",
+            ("bands", "rows", "candidates", "verified", "clusters_by_size", "thresholds", "duplicates_by_sources"),
+        ),
+        ("filter", ("masked", "threshold", "score_percentiles", "precision")),
+    ):
+        path = run.data / stage / "manifest.json"
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name in forgotten:
+            del content["results"][name]
+        if stage == "filter":
+            content["settings"] = {"limits": {}, "model": "given/model"}
+            evaluation = content["results"]["evaluation"]
+            for name in ("overall", "calibration", "precision_recall", "precision_recall_by_source", "auc_interval"):
+                del evaluation[name]
+            del evaluation["auc_of_bag_of_words"], evaluation["auc_of_bag_of_words_interval"]
+        path.write_text(json.dumps(content), encoding="utf-8")
+    done = run(annotations=False)
+    assert done.returncode == 0, done.stderr
+    text = (run.data / "report" / "report.html").read_text(encoding="utf-8")
+    assert "It was trained in another run (given/model)" in text
+    for absent in ("Annotated by", "Clusters of", "other thresholds", "Where the removed stood", "Undefined"):
+        assert absent not in text
+    recorded = json.loads((run.data / "report" / "manifest.json").read_text())
+    assert "annotations" not in recorded["inputs"]
+    assert "annotate" not in text
 
 
 @pytest.mark.parametrize(
@@ -343,31 +493,200 @@ def test_a_table_without_a_base_or_tasks_still_stands():
 
 
 def test_differing_words_are_marked_and_markup_is_escaped():
-    assert page.mark("раз <два> три", "раз <пять> три") == "раз &lt;<mark>два</mark>&gt; три"
-    assert page.mark("раз", "раз") == "раз"
+    assert receipts.mark("раз <два> три", "раз <пять> три") == "раз &lt;<mark>два</mark>&gt; три"
+    assert receipts.mark("раз", "раз") == "раз"
 
 
 def test_samples_of_each_reason_are_drawn_by_the_seed(tmp_path):
     rows = [{"text": f"t{number}", "reason": "a" if number % 10 else "b"} for number in range(100)]
     removed(tmp_path, rows, ["reason"])
-    drawn = page.removed(tmp_path, {"b": 10, "a": 90, "c": 0}, 3, seed=1)
+    drawn = receipts.removed(tmp_path, {"b": 10, "a": 90, "c": 0}, 3, seed=1)
     assert {reason: len(found) for reason, found in drawn.items()} == {"a": 3, "b": 3}
     assert list(drawn) == ["a", "b"]
     assert all(row["reason"] == reason for reason, found in drawn.items() for row in found)
-    assert page.removed(tmp_path, {"a": 90, "b": 10}, 3, seed=1) == drawn
-    assert page.removed(tmp_path, {"a": 90, "b": 10}, 3, seed=2) != drawn
-    assert page.removed(tmp_path, {"a": 0}, 3, seed=1) == {}
+    assert receipts.removed(tmp_path, {"a": 90, "b": 10}, 3, seed=1) == drawn
+    assert receipts.removed(tmp_path, {"a": 90, "b": 10}, 3, seed=2) != drawn
+    assert receipts.removed(tmp_path, {"a": 0}, 3, seed=1) == {}
+
+
+def test_some_reasons_get_more_samples(tmp_path):
+    rows = [{"text": f"t{number}", "reason": "a" if number % 2 else "b"} for number in range(100)]
+    removed(tmp_path, rows, ["reason"])
+    drawn = receipts.removed(tmp_path, {"b": 50, "a": 50}, 3, seed=1, more={"a": 20, "c": 9})
+    assert {reason: len(found) for reason, found in drawn.items()} == {"a": 20, "b": 3}
+    assert receipts.removed(tmp_path, {"b": 50, "a": 50}, 0, seed=1) == {}
+
+
+def test_every_reason_has_its_meaning_with_its_limit():
+    limits = dict.fromkeys(rules.RULES, 0.25) | {"too_short": 100, "too_long": 1e6, "blocked": 1}
+    meant = {rule: receipts.meaning(rule, {"limits": limits}) for rule in rules.RULES if rule != "low_script"}
+    meant["low_cyrillic"] = receipts.meaning("low_cyrillic", {"limits": limits})
+    expected = {"too_short": "100 characters", "too_long": "1,000,000 characters", "blocked": "more than 1 different"}
+    for rule, said in meant.items():
+        assert expected.get(rule, "25%") in said, rule
+    assert len(set(meant.values())) == len(rules.RULES)
+    for reason in ("exact_duplicate", "near_duplicate", "all_duplicates", "empty"):
+        assert receipts.meaning(reason, DEDUP_SETTINGS)
+    assert receipts.meaning("low_quality", {}, 3.456) == "the trained filter scores it below 3.46 of 5"
+    assert (
+        receipts.meaning("low_quality", {}) == receipts.meaning("list", {}) == receipts.meaning("unheard_of", {}) == ""
+    )
+
+
+def test_the_way_of_comparing_is_said_as_it_was_set():
+    figures = {"candidates": 1400, "verified": 31, "bands": 18, "rows": 7}
+    other = {"shingles": "words", "shingle_size": 3, "method": "mihash", "bits": 64}
+    other |= {"keep": "source", "source_priority": ["books", "web"]}
+    (said,) = receipts.how_compared(DEDUP_SETTINGS | other, figures)
+    assert "sets of 3-word runs" in said
+    assert "A learned hash of 64 bits (MIHash) found 1,400 candidate pairs; measured" in said
+    assert said.endswith("the sources named are, best first, books, web.")
+    (said,) = receipts.how_compared(DEDUP_SETTINGS | {"keep": "longest"}, figures)
+    assert said.endswith("the longest is kept.")
+
+
+def test_clusters_are_counted_by_size():
+    sizes = {"2": 5, "4": 1, "9": 2, "10": 1, "99": 1, "100": 1, "250": 1}
+    assert [tuple(row.values()) for row in receipts.cluster_rows(sizes)] == [
+        ("2", 5, 10),
+        ("4", 1, 4),
+        ("5–9", 2, 18),
+        ("10–99", 2, 109),
+        ("100+", 2, 350),
+    ]
+    assert receipts.cluster_rows({}) == []
+
+
+def test_pairs_of_sources_beyond_the_largest_are_summed():
+    counts = {f"a{number} ~ b": number for number in range(1, 15)}
+    rows = receipts.source_pairs(counts)
+    assert rows[0] == {"removed": "a14", "kept": "b", "number": 14}
+    assert rows[11:] == [
+        {"removed": "a3", "kept": "b", "number": 3},
+        {"removed": "2 other pairs", "kept": None, "number": 3},
+    ]
+
+
+def test_a_sweep_is_told_in_words():
+    rows = [{"threshold": 0.8, "removed": 2000, "spared": 12}, {"threshold": 0.95, "removed": 500, "spared": 0}]
+    assert receipts.sweep(rows) == [
+        "At 0.80, 2,000 near duplicates go, not counting exact copies of them.",
+        "At 0.95, it would be 500 (25% of these).",
+        "12 more are spared: similar only to paragraphs that go themselves, and to none that stays.",
+    ]
+    assert len(receipts.sweep([rows[1]])) == 1
+    assert len(receipts.sweep([rows[0] | {"removed": 0}, rows[1] | {"removed": 0}])) == 2
+    assert receipts.sweep([]) == []
+
+
+def test_the_funnel_counts_each_reason_by_source():
+    found = receipts.funnel({"a": {"kept": 5, "list": 1}, "b": {"kept": 0, "code": 2, "list": 2}, "c": {"code": 3}})
+    assert list(found["reasons"].items()) == [("code", 5), ("list", 3)]
+    assert found["rows"] == [
+        {"name": "a", "documents": 6, "kept": 5, "removed": {"code": 0, "list": 1}},
+        {"name": "b", "documents": 4, "kept": 0, "removed": {"code": 2, "list": 2}},
+        {"name": "c", "documents": 3, "kept": 0, "removed": {"code": 3, "list": 0}},
+    ]
+    shares = receipts.kept_of_scored({"a": {"kept": 3, "low_quality": 1, "list": 9}, "b": {"list": 2}})
+    assert shares == {"a": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("ours", "apart"),
+    [
+        ((0.7, 0.51, 0.9), "better"),
+        ((0.7, 0.5, 0.9), None),  # touching is not apart
+        ((0.3, 0.2, 0.35), None),
+        ((0.2, 0.1, 0.29), "worse"),  # than the bag of words, though no worse than the length
+        ((None, None, None), None),
+    ],
+)
+def test_the_filter_is_better_than_the_baselines_only_apart_from_both(ours, apart):
+    evaluation = {"criteria": {"style": agreement(*ours) | BASELINES}}
+    (row,) = receipts.criteria_rows({"evaluation": evaluation, "criteria": {"style": 3.5}})
+    assert (row["name"], row["mean"]) == ("style", 3.5)
+    assert row["spearman"]["filter"] == {"value": ours[0], "low": ours[1], "high": ours[2], "apart": apart}
+    assert row["spearman"]["bag_of_words"] == {"value": 0.4, "low": 0.3, "high": 0.5}
+    assert row["f1"]["length"] == {"value": None, "low": None, "high": None}
+
+
+def test_an_undefined_baseline_is_no_rival():
+    scored = agreement(0.7, 0.51, 0.9) | BASELINES | {"length": agreement(None, None, None)}
+    (row,) = receipts.criteria_rows({"evaluation": {"criteria": {"style": scored}}, "criteria": {"style": 3.5}})
+    assert row["spearman"]["filter"]["apart"] == "better"
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_every_target_is_spelt_out(name):
+    results = {"threshold": 2.5, "evaluation": EVALUATION}
+    said = receipts.filter_threshold(f"{name}=0.625", results)
+    expected = {
+        "score": "was given (",
+        "keep_share": "keeps 62% of all characters",
+        "precision": "makes 62% of the kept good",
+        "lose_good": "no more than 62% of the good",
+    }
+    assert expected[name] in said[0]
+    assert f"(target: {name}=0.625)" in said[0]
+    assert ("12 labelled examples" in said[0]) == (name in ("precision", "lose_good"))
+    assert said[1].startswith("On the held-out examples it keeps about 88%")
+
+
+def test_a_bag_of_words_that_tells_more_is_called_that():
+    judged = {"labels": "annotations", "evaluation": EVALUATION | {"auc_interval": [0.6, 0.7], "auc": 0.65}}
+    assert receipts.filter_verdict(judged)[1:] == [
+        "So it tells no more than the length does.",
+        "So a bag of words tells more.",
+    ]
+    judged["evaluation"] |= {"auc": 0.95, "auc_interval": [0.9, 0.97]}
+    assert len(receipts.filter_verdict(judged)) == 1
+
+
+def test_annotations_are_added_up_over_sources():
+    assert receipts.annotation_rows(ANNOTATED) == [
+        {"name": "grammar", "counts": [1, 0, 0, 6, 3], "mean": 4.0, "agreement": KAPPA}
+    ]
+    once = {"histograms": {"a": {"style": [0, 2, 0, 0, 0]}}}
+    assert receipts.annotation_rows(once) == [
+        {"name": "style", "counts": [0, 2, 0, 0, 0], "mean": 2.0, "agreement": None}
+    ]
+    assert receipts.mean_score([0, 0, 0, 0, 0]) == 0
+
+
+def test_curves_of_all_and_of_each_source():
+    panels = plots.precision_recall(EVALUATION, 2.5)
+    assert [re.search("<figcaption>(.*?)</figcaption>", panel)[1] for panel in panels] == ["all", "pages"]
+    assert "var(--muted)" not in re.findall(r"stroke: ([^;\"]*)", panels[0])  # nothing to compare it with
+    assert "var(--muted)" in re.findall(r"stroke: ([^;\"]*)", panels[1])
+    assert plots.at_threshold(EVALUATION["precision_recall"], 2.5)["threshold"] == 2.6
+    assert plots.at_threshold(EVALUATION["precision_recall"], 4.9)["threshold"] == 4.0
+    assert plots.precision_recall({}, 2.5) == []
+    ids = re.findall(r'id="([^"]*)"', "".join(panels))
+    assert len(ids) == len(set(ids))
+
+
+def test_kept_shares_begin_with_the_source_that_loses_most():
+    def points(*shares):
+        return [
+            {"threshold": at, "documents": share, "characters": share}
+            for at, share in zip((1, 2, 3), shares, strict=True)
+        ]
+
+    by_source = {"a": points(1, 0.9, 0), "b": points(1, 0.4, 0)}
+    panels = plots.kept_shares(by_source, 2.0, {"a": 0.9, "b": 0.4, "unscored": 0.1})
+    assert [re.search("<figcaption>(.*?)</figcaption>", panel)[1] for panel in panels] == ["b, 40.0%", "a, 90.0%"]
+    assert plots.kept_shares({}, 2.0, {}) == []
 
 
 def test_a_filter_no_better_than_length_is_called_that():
     judged = {"labels": "annotations", "evaluation": {"examples": 9, "auc": 0.6, "auc_of_length": 0.7}}
-    assert page.filter_verdict(judged) == [
-        "On 9 held-out examples a good one outscores a bad one with probability 0.600 (the length of the text alone: "
-        "0.700); 0.5 is guessing.",
+    assert receipts.filter_verdict(judged) == [
+        "On 9 held-out examples a good one outscores a bad one with probability 0.600; the length of the text alone: 0.700; "
+        "guessing: 0.5.",
         "So it tells no more than the length does.",
     ]
     judged["evaluation"]["auc"] = 0.8
-    assert len(page.filter_verdict(judged)) == 1
+    assert len(receipts.filter_verdict(judged)) == 1
 
 
 def test_fertility_by_source_names_the_target_first_and_marks_the_best():
@@ -404,7 +723,7 @@ def test_units():
     assert [page.memory(value) for value in (0.003, 546, 2100)] == ["3 kB", "546 MB", "2.1 GB"]
     assert page.fence("a ```` b") == "`````"
     assert page.setting({"a": [1, 2], "b": None, "c": True}) == "a: 1, 2, b: none, c: true"
-    assert page.cut("x" * 701) == "x" * 700 + " … (701 characters in all)"
+    assert receipts.cut("x" * 701) == "x" * 700 + " … (701 characters in all)"
     assert "license: other\nlicense_name: GPL-3+ and others" in page.front_matter("b", "GPL-3+ and others", ["ru"])
 
 

@@ -21,6 +21,7 @@ import fire
 import pydantic
 import yaml
 
+from lib import progress
 from lib.errors import UserError
 
 CONFIG = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None)
@@ -198,6 +199,7 @@ def _is_full_disk(error: Exception) -> bool:
 
 
 def _complain(message: str, status: int) -> int:
+    progress.close()
     print(f"error: {message}", file=sys.stderr)
     return status
 

@@ -153,9 +153,9 @@ def exact(index: Index, memory_gb: float) -> tuple[np.ndarray, np.ndarray]:
     """(int64 repeats, sorted; int64 what each repeats): equal in normal form; the best-ranked, then first one stays."""
     repeats, firsts = [], []
     digests = lambda: ((first, words(parts[0], 2)) for first, parts in index.column("signatures", "digest"))  # noqa: E731
-    ranks = np.concatenate(
-        [np.asarray(parts[0]) for _, parts in index.column("places", "rank")] or [np.empty(0, np.uint8)]
-    )
+    ranks = np.empty(index.count, np.uint8)
+    for first, (part,) in index.column("places", "rank"):
+        ranks[first : first + len(part)] = part
     sizes = np.zeros(RANGES, dtype=np.int64)
     for _, part in digests():
         kernels.count_ranges(part[:, 0], np.zeros(0, np.uint8), 0, sizes)
@@ -194,8 +194,8 @@ def agreeing(index: Index, how: Scheme, found: Iterator[np.ndarray], memory_gb: 
         waiting.append(codes)
         held += len(codes)
         if held > limit:
-            agreed, waiting, held = np.union1d(agreed, _agreeing(index, how, waiting, limit)), [], 0
-    return np.union1d(agreed, _agreeing(index, how, waiting, limit))
+            agreed, waiting, held = _distinct(agreed, _agreeing(index, how, waiting, limit)), [], 0
+    return _distinct(agreed, _agreeing(index, how, waiting, limit))
 
 
 def _pairs_by_band(index: Index, how: Scheme, alive: np.ndarray, memory_gb: float) -> Iterator[np.ndarray]:
@@ -212,7 +212,9 @@ def _pairs_by_band(index: Index, how: Scheme, alive: np.ndarray, memory_gb: floa
             filled = 0
             for first, part in keys():
                 filled = kernels.select_keys(part, alive, first, low, high, chosen, numbers, filled)
-            yield pairs_of_buckets(chosen, numbers, index.count)
+            found = pairs_of_buckets(chosen, numbers, index.count)
+            del chosen, numbers  # not held while the pairs are looked at
+            yield found
 
 
 def pairs_of_buckets(keys: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
@@ -234,12 +236,12 @@ def gather(index: Index, batches: Batches, numbers: np.ndarray, name: str = "nod
         building.mkdir()
         _write_nodes(index, batches, numbers, building)
         building.rename(folder)
-    spans = np.load(folder / "spans.npz")
+    mapped = lambda name: np.load(folder / f"{name}.npy", mmap_mode="r" if len(numbers) else None)  # noqa: E731
     size = (folder / "texts.bin").stat().st_size
     data = np.memmap(folder / "texts.bin", np.uint8, "r") if size else np.zeros(0, np.uint8)
     names = pa.ipc.open_file(pa.memory_map(str(folder / "names.arrow"))).read_all()
-    texts = minhash.Texts(data, spans["compare_starts"], spans["compare_ends"], spans["normal"])
-    return Nodes(spans["numbers"], spans["starts"], spans["ends"], texts, names)
+    texts = minhash.Texts(data, mapped("compare_starts"), mapped("compare_ends"), mapped("normal"))
+    return Nodes(mapped("numbers"), mapped("starts"), mapped("ends"), texts, names)
 
 
 def verified(nodes: Nodes, codes: np.ndarray, count: int, how: Scheme) -> np.ndarray:
@@ -279,11 +281,10 @@ def find(
     (codes,) = _saved(index.work / "candidates.npz", lambda: (candidates(index, how, alive(), memory_gb),))
     shutil.rmtree(index.work / "signatures", ignore_errors=True)
     count = max(index.count, 1)
-    ends = np.divmod(codes, count)
-    nodes = gather(index, batches, np.unique(np.concatenate([*ends, firsts])))
+    nodes = gather(index, batches, _distinct(*np.divmod(codes, count), firsts))
     (similarity,) = _saved(index.work / "similarity.npz", lambda: (verified(nodes, codes, count, how),))
     good = similarity >= np.float32(how.threshold)
-    left, right = (nodes.rows(part[good]) for part in ends)
+    left, right = (nodes.rows(part) for part in np.divmod(codes[good], count))
     order = _preference(nodes, keep)
     instead, alike, spared = chosen(nodes, left, right, similarity[good], order, how)
     figures = {
@@ -327,19 +328,14 @@ def among(texts: Sequence[str], how: Scheme, *, keep: str = "first") -> dict[int
         return dict(zip(rows[found.removed].tolist(), pairs, strict=True))
 
 
-def plan(files: Sequence[Path], how: Scheme, memory_gb: float) -> str:
-    """What a run will take."""
-    return f"{len(files)} files, {how.bands} bands of {how.rows}, {memory_gb} GB"
-
-
 def chosen(
     nodes: Nodes, left: np.ndarray, right: np.ndarray, similarity: np.ndarray, order: np.ndarray, how: Scheme
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """`minhash.choose` among the nodes, given their pairs by rows."""
-    heads, tails = np.concatenate([left, right]), np.concatenate([right, left])
-    by_head = np.argsort(heads, kind="stable")
-    first = np.searchsorted(heads[by_head], np.arange(len(nodes.numbers) + 1))
-    return minhash.choose(nodes.texts, how, order, first, tails[by_head], np.tile(similarity, 2)[by_head])
+    first = np.empty(len(nodes.numbers) + 1, dtype=np.int64)
+    neighbours, alike = np.empty(2 * len(left), dtype=np.int32), np.empty(2 * len(left), dtype=np.float32)
+    kernels.adjacency(left, right, similarity, first, neighbours, alike)
+    return minhash.choose(nodes.texts, how, order, first, neighbours, alike)
 
 
 def sign_file(
@@ -352,8 +348,8 @@ def sign_file(
     pool: concurrent.futures.Executor,
 ) -> None:
     """Sign a file's batches side by side and write them in order."""
-    keys = [(f"band_{band}", pa.uint64()) for band in range(how.bands)]
-    schema = pa.schema([*keys, ("sketch", pa.binary(minhash.SKETCH_BITS // 8)), ("digest", pa.binary(16))])
+    columns = [(f"band_{band}", pa.uint64()) for band in range(how.bands)]
+    schema = pa.schema([*columns, ("sketch", pa.binary(minhash.SKETCH_BITS // 8)), ("digest", pa.binary(16))])
     targets = [file_of(work / folder, position) for folder in ("signatures", "places")]
     aside = [target.with_suffix(".partial") for target in targets]
     counts = collections.Counter(documents=0, paragraphs=0, compared=0)
@@ -362,7 +358,8 @@ def sign_file(
     with pq.ParquetWriter(aside[0], schema, **plain) as signatures, pq.ParquetWriter(aside[1], PLACE) as places:
         work_on = lambda batch: (batch, minhash.sign(batch["text"], how))  # noqa: E731
         for batch, signed in _in_order(pool, work_on, batches(file, skipped)):
-            arrays = [*map(pa.array, signed.keys), _fixed(signed.sketch), _fixed(signed.digest)]
+            keys = [pa.Array.from_buffers(pa.uint64(), len(key), [None, pa.py_buffer(key)]) for key in signed.keys]
+            arrays = [*keys, _fixed(signed.sketch), _fixed(signed.digest)]
             signatures.write_table(pa.table(arrays, schema=schema), row_group_size=max(1, len(signed.document)))
             rank = np.array([ranks.get(name, len(ranks)) for name in batch["source"].to_pylist()], dtype=np.uint8)
             rows = pa.table([signed.document, signed.paragraph, rank[signed.document]], schema=PLACE)
@@ -408,8 +405,9 @@ def _write_nodes(index: Index, batches: Batches, numbers: np.ndarray, folder: Pa
             here = numbers[low:high] - first
             if not len(here):
                 continue
-            owner, number, starts, ends = minhash.split(batch["text"])
-            rows = np.searchsorted(owner, document[here]) + paragraph[here]
+            wanted, place = np.unique(document[here], return_inverse=True)
+            owner, number, starts, ends = minhash.split(batch["text"], wanted)
+            rows = np.searchsorted(owner, place) + paragraph[here]
             assert (number[rows] == paragraph[here]).all()
             _, data = minhash.buffers(batch["text"])
             starts, ends = starts[rows], ends[rows]
@@ -432,18 +430,20 @@ def _write_nodes(index: Index, batches: Batches, numbers: np.ndarray, folder: Pa
     compare_ends[hard], compare_sizes[hard] = size + np.cumsum(form_sizes), form_sizes
     normal = np.zeros(len(ends), bool)
     normal[hard] = True
-    spans = {"starts": ends - sizes, "ends": ends, "compare_starts": compare_ends - compare_sizes}
-    np.savez(folder / "spans.npz", numbers=numbers, normal=normal, compare_ends=compare_ends, **spans)
+    spans = {"numbers": numbers, "normal": normal, "starts": ends - sizes, "ends": ends}
+    spans |= {"compare_starts": compare_ends - compare_sizes, "compare_ends": compare_ends}
+    for name, values in spans.items():
+        np.save(folder / f"{name}.npy", values)
 
 
 def _agreeing(index: Index, how: Scheme, codes: list[np.ndarray], limit: int) -> np.ndarray:
     """The distinct ones of some pairs whose sketches agree in enough bits, sorted."""
-    distinct = np.unique(np.concatenate([np.empty(0, np.int64), *codes]))
+    distinct = _distinct(*codes)
     codes.clear()
     kept = [np.empty(0, np.int64)]
     for part in np.array_split(distinct, len(distinct) // limit + 1):
         left, right = np.divmod(part, max(index.count, 1))
-        numbers = np.union1d(left, right)
+        numbers = _distinct(left, right)
         sketches = np.empty((len(numbers), minhash.SKETCH_BITS // 64), dtype=np.uint64)
         for first, (column,) in index.column("signatures", "sketch"):
             low, high = np.searchsorted(numbers, [first, first + len(column)])
@@ -484,6 +484,15 @@ def _sweep(
         instead, _, spared = chosen(nodes, left[good], right[good], similarity[good], order, stricter)
         found.append({"threshold": threshold, "removed": int((instead != -1).sum()), "spared": spared})
     return found
+
+
+def _distinct(*parts: np.ndarray) -> np.ndarray:
+    """The distinct ones of some int64, sorted; np.unique hashes them, in several times their memory."""
+    values = np.concatenate([np.empty(0, np.int64), *parts])
+    values.sort()
+    first = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return values[first]
 
 
 def _saved(path: Path, compute: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:

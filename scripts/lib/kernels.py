@@ -61,30 +61,21 @@ def blank_text(data, start, end, table):
 
 
 @kernel()
-def count_paragraphs(offsets, data, table):
+def split(data, text_starts, text_ends, table, document, paragraph, starts, ends):
+    """Fill the last four, one for each paragraph; how many there are."""
     found = 0
-    for row in range(len(offsets) - 1):
-        start = offsets[row]
-        for place in range(offsets[row], offsets[row + 1] + 1):
-            if place == offsets[row + 1] or data[place] == 10:
-                if place > start and not blank_text(data, start, place, table):
-                    found += 1
-                start = place + 1
+    for row in range(len(text_starts)):
+        start, end, number = text_starts[row], text_ends[row], 0
+        while start < end:
+            place = start
+            while place < end and data[place] != 10:
+                place += 1
+            if place > start and not blank_text(data, start, place, table):
+                document[found], paragraph[found], starts[found], ends[found] = row, number, start, place
+                found += 1
+                number += 1
+            start = place + 1
     return found
-
-
-@kernel()
-def split(offsets, data, table, document, paragraph, starts, ends):
-    found = 0
-    for row in range(len(offsets) - 1):
-        start, number = offsets[row], 0
-        for place in range(offsets[row], offsets[row + 1] + 1):
-            if place == offsets[row + 1] or data[place] == 10:
-                if place > start and not blank_text(data, start, place, table):
-                    document[found], paragraph[found], starts[found], ends[found] = row, number, start, place
-                    found += 1
-                    number += 1
-                start = place + 1
 
 
 @kernel()
@@ -286,6 +277,7 @@ def sign(
     registers = np.empty(register_count, dtype=np.uint32)
     codes = np.empty(room_for(starts, ends), dtype=np.uint32)
     hashes = np.empty(len(codes), dtype=np.uint64)
+    sketch_mask = np.uint64((1 << sketch_bits) - 1)
     for row in range(len(starts)):
         count = fold(data, starts[row], ends[row], table, expansions, codes)
         lengths[row] = count
@@ -307,15 +299,16 @@ def sign(
         fill(hashes, found, factors, addends, registers)
         for band in range(keys.shape[0]):
             key = np.uint64(band + 1)
-            for register in registers[band * rows : (band + 1) * rows]:
-                key = (key ^ np.uint64(register)) * BASE
+            for register in range(band * rows, (band + 1) * rows):
+                key = (key ^ np.uint64(registers[register])) * BASE
                 key ^= key >> np.uint64(29)
             keys[band, row] = key
-        sketch[row] = 0
-        for register in range(SKETCH_BITS // sketch_bits):
-            place = register * sketch_bits
-            taken = np.uint64(registers[register]) & np.uint64((1 << sketch_bits) - 1)
-            sketch[row, place >> 6] |= taken << np.uint64(place & 63)
+        for word in range(SKETCH_BITS // 64):
+            packed = np.uint64(0)
+            for register in range(64 // sketch_bits):
+                taken = np.uint64(registers[word * (64 // sketch_bits) + register]) & sketch_mask
+                packed |= taken << np.uint64(register * sketch_bits)
+            sketch[row, word] = packed
 
 
 @kernel()
@@ -418,6 +411,24 @@ def choose(
         elif earlier:
             spared += 1
     return spared
+
+
+@kernel()
+def adjacency(left, right, similarity, first, neighbours, alike):
+    """Fill `first`, `neighbours` and `alike` (see `choose`) from pairs."""
+    first[:] = 0
+    for pair in range(len(left)):
+        first[left[pair] + 1] += 1
+        first[right[pair] + 1] += 1
+    for node in range(1, len(first)):
+        first[node] += first[node - 1]
+    place = first[:-1].copy()
+    for pair in range(len(left)):
+        one, other = left[pair], right[pair]
+        neighbours[place[one]], alike[place[one]] = other, similarity[pair]
+        neighbours[place[other]], alike[place[other]] = one, similarity[pair]
+        place[one] += 1
+        place[other] += 1
 
 
 @kernel()

@@ -24,7 +24,8 @@ from lib.kernels import DROPPED, EXPANDS, HARD, SKETCH_BITS, SPACE, STRESS
 # 18 bands of 7.
 BAND_WEIGHTS = (0.01, 0.99)
 LAST_TO_CHANGE = 0x2FFFF  # no code point above has another normal form, or is combining
-ROUNDS = 250  # the number of a round is the upper byte of a register
+BLOCK = 1 << 20  # bytes looked at for line breaks at a time
+ROUNDS = 24  # the number of a round is the upper byte of a register
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,26 +115,33 @@ def sign(texts: pa.Array, how: Scheme) -> Signed:
     if len(hard):  # what only Unicode's full rules normalise: a few in a thousand
         normal = pa.array([normal_form(data, starts[row], ends[row]) for row in hard], pa.large_string())
         offsets, data = buffers(normal)
-        parts = (np.empty(len(hard), np.int32), keys[:, hard], sketch[hard], digest[hard])
+        parts = (np.empty(len(hard), np.int32), np.take(keys, hard, axis=1), sketch[hard], digest[hard])
         kernels.sign(data, offsets[:-1], offsets[1:], _identity(), expansions, *fixed, *parts)
         lengths[hard], keys[:, hard], sketch[hard], digest[hard] = parts
     long = lengths >= how.min_chars
     if long.all():
         return Signed(document, paragraph, keys, sketch, digest, len(starts))
-    return Signed(document[long], paragraph[long], keys[:, long], sketch[long], digest[long], len(starts))
+    keys = np.take(keys, np.flatnonzero(long), axis=1)  # keys[:, long] would lie in memory the other way round
+    return Signed(document[long], paragraph[long], keys, sketch[long], digest[long], len(starts))
 
 
-def split(texts: pa.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def split(texts: pa.Array, rows: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Paragraphs as `paragraphs.split` finds them: int32 document rows and paragraph numbers, int64 first and last bytes.
 
-    The bytes are places in the array's data buffer, the last one not included.
+    The bytes are places in the array's data buffer, the last one not included. Of some `rows` only, a document is named by
+    its place among these.
     """
     offsets, data = buffers(texts)
+    firsts, lasts = offsets[:-1], offsets[1:]
+    if rows is not None:
+        firsts, lasts = firsts[rows], lasts[rows]
     table, _ = folding()
-    found = kernels.count_paragraphs(offsets, data, table)
-    parts = (np.empty(found, np.int32), np.empty(found, np.int32), np.empty(found, np.int64), np.empty(found, np.int64))
-    kernels.split(offsets, data, table, *parts)
-    return parts
+    inside = data[offsets[0] : offsets[-1]]
+    breaks = (np.count_nonzero(inside[place : place + BLOCK] == 10) for place in range(0, len(inside), BLOCK))
+    room = sum(breaks) + len(texts)
+    parts = (np.empty(room, np.int32), np.empty(room, np.int32), np.empty(room, np.int64), np.empty(room, np.int64))
+    found = kernels.split(data, firsts, lasts, table, *parts)
+    return tuple(part[:found] for part in parts)
 
 
 def paragraph_counts(texts: pa.Array) -> np.ndarray:

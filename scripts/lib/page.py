@@ -1,6 +1,5 @@
 """What the report says: plain figures and sentences drawn from the stages' manifests, for the templates to lay out."""
 
-import difflib
 import html
 import json
 import re
@@ -9,9 +8,8 @@ from pathlib import Path
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
-from lib import documents, scores
+from lib import receipts, scores
 
 FOLDER = Path(__file__).parent
 RULES = {
@@ -23,24 +21,10 @@ RULES = {
     "padded": "zero rows that round the matrix up and never enter a softmax",
 }
 FORMATS = {"model_gguf": "model", "model_e5": "model", "model_random": "random model", "encoder_random": "random model"}
-REASONS = {
-    "exact_duplicate": "the same paragraph stands earlier in the corpus",
-    "near_duplicate": "an earlier paragraph is nearly the same",
-    "low_quality": "the trained filter scores it below {threshold} of 5",
-    "too_short": "fewer than {too_short:,.0f} characters",
-    "low_script": "less than {low_script:.0%} of its letters are of its language's script",
-    "mojibake": "more than {mojibake:.0%} of it was read in a wrong encoding",
-    "symbols": "more than {symbols:.0%} of its visible characters are no letters",
-    "boilerplate": "more than {boilerplate:.0%} of it is navigation, licences and the like",
-    "repeated_lines": "more than {repeated_lines:.0%} of it are lines it has had before",
-    "repetition": "more than {repetition:.0%} of its runs of words have occurred before",
-}
-LONGEST = 700  # characters of a text that are shown
-SEEN_AT_MOST = 200_000  # removed rows looked at for samples
 
 
 def source_rows(fetched: Mapping[str, Mapping | None], filtered: Mapping) -> list[dict]:
-    """What became of each text source: documents fetched, left by deduplication, left by the filter, by reason.
+    """What became of each text source: documents fetched, left by deduplication, left by the filter.
 
     Args:
         fetched: manifests of fetched folders by name; None where there is none.
@@ -62,7 +46,6 @@ def source_rows(fetched: Mapping[str, Mapping | None], filtered: Mapping) -> lis
                 "characters": results.get("characters"),
                 "after_dedup": sum(counts.values()),
                 "kept": counts.get("kept", 0),
-                "reasons": {reason: number for reason, number in counts.items() if reason != "kept"},
             }
         )
     return rows
@@ -90,79 +73,6 @@ def provenance(fetched: Mapping[str, Mapping | None]) -> list[dict]:
             }
         )
     return rows
-
-
-def removed(folder: Path, counts: Mapping[str, int], samples: int, seed: int) -> dict[str, list[dict]]:
-    """Some removed rows of each reason, drawn by the seed, the reasons in the order of `counts` (largest first)."""
-    wanted = {reason: number for reason, number in sorted(counts.items(), key=lambda item: -item[1]) if number}
-    found: dict[str, list[dict]] = {reason: [] for reason in wanted}
-    if not wanted or not (folder / "removed").is_dir():
-        return {}
-    for seen, row in enumerate(documents.shuffled(folder / "removed", seed)):
-        here = found.setdefault(row["reason"], [])
-        if len(here) < samples:
-            here.append(row)
-        if seen >= SEEN_AT_MOST or all(len(found[reason]) >= min(samples, wanted[reason]) for reason in wanted):
-            break
-    return {reason: rows for reason, rows in found.items() if rows}
-
-
-def pair(row: Mapping) -> dict:
-    """A removed paragraph and its kept twin, with what differs marked."""
-    left, right = cut(row["text"]), cut(row.get("twin_text") or "")
-    return {**row, "marked": mark(left, right), "twin_marked": mark(right, left)}
-
-
-def mark(text: str, other: str) -> Markup:
-    """The text escaped, with the words that `other` has not in the same place in <mark>."""
-    words, others = (re.findall(r"\s+|\w+|[^\w\s]", part) for part in (text, other))
-    pieces = []
-    for kind, begin, end, _, _ in difflib.SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
-        part = html.escape("".join(words[begin:end]))
-        pieces.append(part if kind == "equal" or not part.strip() else f"<mark>{part}</mark>")
-    return Markup("".join(pieces))
-
-
-def cut(text: str, longest: int = LONGEST) -> str:
-    """The text's beginning; how much there is of it where that is not all."""
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} … ({len(text):,} characters in all)"
-
-
-def meaning(reason: str, settings: Mapping) -> str:
-    """What a reason of removal means, with the limit in the settings of the stage that gave it."""
-    if reason == "too_short" and "min_document_chars" in settings:
-        return f"documents with fewer than {settings['min_document_chars']} characters left"
-    limits = settings.get("limits") or {}
-    scripted = reason.startswith("low_") and reason != "low_quality"
-    try:
-        return REASONS["low_script" if scripted else reason].format(**limits, threshold=settings.get("threshold"))
-    except KeyError:
-        return ""
-
-
-def filter_verdict(results: Mapping) -> list[str]:
-    """Plain words on how far the trained filter can be trusted."""
-    evaluation = results["evaluation"]
-    sentences = []
-    if results["labels"] == "weak":
-        sentences.append(
-            "Its labels are weak: beginnings of real documents against the same damaged on purpose. So the figures say "
-            "how well it finds such damage, and not how well it agrees with readers."
-        )
-    area, of_length = evaluation.get("auc"), evaluation.get("auc_of_length")
-    if area is None:
-        return sentences
-    compared = ""
-    if of_length is not None:
-        of_length = max(of_length, 1 - of_length)  # a short text may be the good one or the bad one
-        compared = f" (the length of the text alone: {of_length:.3f})"
-    sentences.append(
-        f"On {evaluation['examples']:,} held-out examples a good one outscores a bad one with probability "
-        f"{area:.3f}{compared}; 0.5 is guessing."
-    )
-    if of_length is not None and area <= of_length:
-        sentences.append("So it tells no more than the length does.")
-    return sentences
 
 
 def tokenizations(fertility: Mapping) -> list[dict]:
@@ -296,8 +206,10 @@ def render(template: str, **context: object) -> str:
         "memory": memory,
         "number": lambda value: "–" if value is None else f"{value:,}",
         "setting": setting,
-        "meaning": meaning,
-        "cut": cut,
+        "signed": lambda value: "–" if value is None else f"{value:.2f}".replace("-", "−"),
+        "meaning": receipts.meaning,
+        "mean_score": receipts.mean_score,
+        "cut": receipts.cut,
         "spell": scores.spell,
         "language": scores.name_of,
         "cell": markdown_cell,

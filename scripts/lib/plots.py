@@ -8,10 +8,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import matplotlib
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator, MultipleLocator
 
 # Colours that matplotlib writes and the page's style sheet decides on: light, dark, print.
 INK, MUTED, GRID = "#000001", "#000002", "#000003"
@@ -25,6 +26,7 @@ COLOURS = {INK: "#1d1f21", MUTED: "#63676b", GRID: "#dcdcd6"} | dict(
 )
 FONTS = "system-ui, 'Segoe UI', Roboto, 'Noto Sans', 'Liberation Sans', sans-serif"
 WIDTH = 5.0  # inches of 72 units
+SMALL = 2.4  # two such panels stand beside each other on a phone
 Draw = Callable[[Axes], None]
 STYLE = {
     "svg.fonttype": "none",
@@ -118,6 +120,113 @@ def training(title: str, records: Sequence[Mapping]) -> list[Markup]:
     if held_out := held_out_series(records):
         panels.append(curves(f"{title}: held-out text", held_out, unit="bits per byte"))
     return panels
+
+
+def precision_recall(evaluation: Mapping, threshold: float) -> list[Markup]:
+    """A panel for all labelled examples of a filter's `evaluation`, then one for each source beside the curve of all.
+
+    Up: the share of the kept that is good. To the right: the share of the good that is kept. The dot is at the threshold.
+    """
+    everything = evaluation.get("precision_recall") or []
+    by_source = {name: points for name, points in evaluation.get("precision_recall_by_source", {}).items() if points}
+    if not everything:
+        return []
+    frame = {"x": "of the good, % kept", "y": "of the kept, % good"}
+    whole = _recall_line(everything)
+    panels = [small("all", {"all": whole}, dot=at_threshold(everything, threshold), key="trade-off", **frame)]
+    for number, (name, points) in enumerate(by_source.items()):
+        lines = {name: _recall_line(points), "all": whole}
+        dot = at_threshold(points, threshold)
+        panels.append(small(name, lines, dot=dot, key=f"trade-off-{number}", **frame))
+    return panels
+
+
+def at_threshold(points: Sequence[Mapping[str, float]], threshold: float) -> Mapping[str, float]:
+    """The point of a precision-recall curve at a threshold: the first that is no lower, or the last."""
+    return next((point for point in points if point["threshold"] >= threshold), points[-1])
+
+
+def kept_shares(
+    by_source: Mapping[str, Sequence[Mapping[str, float]]], threshold: float, kept: Mapping[str, float]
+) -> list[Markup]:
+    """A panel for each source: the share of its scored documents that other thresholds (across) would keep, dashed the real one.
+
+    `kept` is what that one keeps (0 to 1); the sources that it costs most come first.
+    """
+    if not by_source:
+        return []
+    steps = {point["threshold"] for points in by_source.values() for point in points}
+    shares = {step: [_between(points, step) for points in by_source.values()] for step in steps}
+    # Only the thresholds at which anything happens.
+    low = max((step for step, here in shares.items() if min(here) > 0.995), default=threshold)
+    high = min((step for step, here in shares.items() if max(here) == 0), default=threshold)
+    frame = {
+        "x": "threshold, 1 to 5",
+        "y": "% kept",
+        "line": threshold,
+        "span": (min(low, threshold), max(high, threshold)),
+    }
+    return [
+        small(
+            f"{name}, {kept[name]:.1%}",
+            {name: [(point["threshold"], 100 * point["documents"]) for point in by_source[name]]},
+            key=f"kept-{number}",
+            **frame,
+        )
+        for number, name in enumerate(sorted(by_source, key=kept.__getitem__))
+    ]
+
+
+def _recall_line(points: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
+    return [(100 * point["recall"], 100 * point["precision"]) for point in points]
+
+
+def _between(points: Sequence[Mapping[str, float]], threshold: float) -> float:
+    """The share of documents kept at a threshold, by a straight line between the two nearest points."""
+    return float(np.interp(threshold, [p["threshold"] for p in points], [p["documents"] for p in points]))
+
+
+def small(
+    title: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x: str,
+    y: str,
+    key: str,
+    dot: Mapping[str, float] | None = None,
+    line: float | None = None,
+    span: tuple[float, float] = (0, 100),
+) -> Markup:
+    """A panel half as wide as the others, percentages upwards: the first line in colour, those it is compared with grey.
+
+    Args:
+        title: of the panel.
+        lines: points by name.
+        x, y: what the axes are.
+        key: begins the ids of its parts; no two panels of a page have the same.
+        dot: a point to mark, with `recall` and `precision` (0 to 1).
+        line: where to draw an upright dashed line.
+        span: of the values across.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place, points in reversed(list(enumerate(lines.values()))):
+            across, up = zip(*points, strict=True)
+            axes.plot(across, up, color=MUTED if place else SERIES[0], linewidth=0.9 if place else 1.7)
+        if dot is not None:
+            axes.plot([100 * dot["recall"]], [100 * dot["precision"]], "o", color=SERIES[1], markersize=6)
+        if line is not None:
+            axes.axvline(line, color=SERIES[1], linestyle=(0, (4, 3)), linewidth=1.2)
+        margin = 0.03 * (span[1] - span[0])
+        axes.set_xlim(span[0] - margin, span[1] + margin)
+        axes.set_ylim(0, 103)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_locator(MultipleLocator(50))
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+
+    return _panel(title, 2.0, draw, width=SMALL, key=key)
 
 
 def bars(title: str, values: Mapping[str, float], *, unit: str, highlighted: Sequence[str] = ()) -> Markup:
@@ -252,23 +361,26 @@ def _over_sizes(values: Mapping[int, float], *, spelt: str, floor: float = 0, li
     return draw
 
 
-def _panel(title: str, height: float, draw: Draw) -> Markup:
+def _panel(title: str, height: float, draw: Draw, *, width: float = WIDTH, key: str | None = None) -> Markup:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         draw(axes)
         written = io.StringIO()
         figure.savefig(written, format="svg", transparent=True)
-    return for_page(written.getvalue(), title)
+    return for_page(written.getvalue(), title, key)
 
 
-def for_page(svg: str, title: str) -> Markup:
-    """Matplotlib's SVG as a part of an HTML page: no declarations, no global styles, own ids, the page's fonts and colours."""
+def for_page(svg: str, title: str, key: str | None = None) -> Markup:
+    """Matplotlib's SVG as a part of an HTML page: no declarations, no global styles, the page's fonts and colours.
+
+    Its ids begin with the key, or the title.
+    """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     opening, rest = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', opening)[0]
-    prefix = re.sub(r"\W+", "-", title)
+    prefix = re.sub(r"\W+", "-", key or title)
     rest = re.sub(r'\bid="', f'id="{prefix}-', rest)
     rest = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}-', rest)
     rest = rest.replace("url(#", f"url(#{prefix}-")

@@ -25,6 +25,12 @@ def bar(items: Iterable[Item] | None = None, *, total: float | None = None, titl
     )
 
 
+def close() -> None:
+    """End the bars that are still open, so that what is printed next begins a line."""
+    for open_bar in list(getattr(tqdm, "_instances", ())):
+        open_bar.close()
+
+
 def say(message: str) -> None:
     """One line on stderr that does not break a progress bar."""
     tqdm.write(message, file=sys.stderr)
