@@ -25,6 +25,9 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
 
 from lib import cli, progress, rules, scoring, sieve, stage, targets
 from lib import documents as corpora
@@ -32,7 +35,8 @@ from lib.errors import UserError
 
 VERDICTS = "verdicts"  # gone when the stage is finished
 
-# lib/learning.py, and torch with it, is imported where it is used: the scoring processes import this file too.
+# lib/learning.py, and torch with it, is imported where it is used, and so is lib/distributed.py: the scoring processes
+# import this file too.
 
 
 def main(
@@ -54,6 +58,7 @@ def main(
     precision: scoring.Precision = "auto",
     processes: int = 0,
     language_folder: Path | None = None,
+    engine: Literal["local", "daft"] = "local",
     seed: int = 0,
     on_error: corpora.OnError = "stop",
 ) -> None:
@@ -80,6 +85,7 @@ def main(
             GPU or a processor made for it, else fp32.
         processes: to score in, each with one thread (or a GPU in turn); 0 is one a core.
         language_folder: the languages' YAML files; by default the project's configs/languages.
+        engine: 'local', or 'daft' to judge on the Ray cluster of RAY_ADDRESS (on this machine if it is not set).
         seed: of all random choices.
         on_error: 'stop' at broken input, or 'skip' and count it.
     """
@@ -108,6 +114,10 @@ def _check(settings: Mapping[str, object]) -> None:
         raise UserError("--annotations are to train on, but --model is trained already; leave one of them out")
     if settings["model"]:
         scoring.facts(settings["model"])
+    if settings["engine"] == "daft":
+        from lib import distributed
+
+        distributed.connect()  # what it lacks is said before any work
 
 
 def _train(folder: Path, settings: Mapping[str, object]) -> Path:
@@ -129,17 +139,20 @@ def _train(folder: Path, settings: Mapping[str, object]) -> Path:
 
 
 def _judge(folder: Path, trained: Path, settings: Mapping[str, object]) -> None:
+    how = {name: settings[name] for name in ("limits", "language_folder", "precision")}
+    processes, on_error = settings["processes"], settings["on_error"]
+    if settings["engine"] == "daft":
+
+        def batches(file: Path, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+            return corpora.read_batches(file, on_error=on_error, skipped=skipped)
+
+        files = corpora.files(settings["documents"])
+        sieve.judge_by_daft(files, batches, folder, trained, processes=processes, **how)
+        return
     devices = scoring.devices()
     cores = len(os.sched_getaffinity(0))
-    names = ("limits", "language_folder", "precision")
-    sieve.judge(
-        _read(settings, Counter(), "judge"),
-        folder,
-        trained,
-        devices=devices,
-        processes=settings["processes"] or (cores if devices == ["cpu"] else min(cores, 4 * len(devices))),
-        **{name: settings[name] for name in names},
-    )
+    processes = processes or (cores if devices == ["cpu"] else min(cores, 4 * len(devices)))
+    sieve.judge(_read(settings, Counter(), "judge"), folder, trained, devices=devices, processes=processes, **how)
 
 
 def _sift(building: stage.Output, trained: Path, settings: Mapping[str, object]) -> str:
@@ -194,7 +207,7 @@ def _nothing_left(path: Path, broken: Counter[str]) -> UserError:
 
 def _read(settings: Mapping[str, object], skipped: Counter[str], title: str) -> Iterator[dict]:
     path = settings["documents"]
-    stream = corpora.read(path, on_error=settings["on_error"], skipped=skipped)
+    stream = sieve.records(corpora.read_batches(path, on_error=settings["on_error"], skipped=skipped))
     return progress.bar(stream, total=corpora.count(path), title=title, unit="documents")
 
 

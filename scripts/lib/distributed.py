@@ -1,4 +1,5 @@
-"""lib/duplicates.py's engine on many machines: the same three functions, `sign`, `exact` and `banded`, run by Daft.
+"""lib/duplicates.py's engine on many machines: the same three functions, `sign`, `exact` and `banded`, run by Daft; and
+`each`, by which lib/sieve.py does the same.
 
 Daft runs in this process, or on the Ray cluster that RAY_ADDRESS names ('local' starts one here). All machines need this
 code and the corpus and the working folder at the same paths: signatures are the same files as the local engine's, and
@@ -14,6 +15,7 @@ import concurrent.futures
 import functools
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -45,6 +47,8 @@ def connect() -> ModuleType:
     # Neither reports its use to anybody: the pipeline also runs where there is no network.
     os.environ |= {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # for the processes that it starts
     address = os.environ.get("RAY_ADDRESS")
     try:
         import daft
@@ -59,20 +63,18 @@ def connect() -> ModuleType:
         daft.set_runner_native()
         progress.say(f"Daft {daft.__version__} in this process")
         return daft
-    paths = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
         name: os.environ[name]
-        for name in ("DO_NOT_TRACK", "DAFT_PROGRESS_BAR", "NUMBA_CACHE_DIR")
+        for name in ("DO_NOT_TRACK", "DAFT_PROGRESS_BAR", "NUMBA_CACHE_DIR", "PYTHONPATH")
         if name in os.environ
     }
     # A cluster that exists has its own dashboard and memory, and refuses to be told.
     here = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if address == "local" else {}
-    environment = {"env_vars": variables | {"PYTHONPATH": os.pathsep.join(paths)}}
     try:
         if ":" in address:  # where nothing answers, Ray goes on trying for more than four minutes
             host, _, port = address.removeprefix("ray://").rpartition(":")
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(runtime_env=environment, logging_level="error", log_to_driver=False, **here)
+        ray.init(runtime_env={"env_vars": variables}, logging_level="error", log_to_driver=False, **here)
     except (OSError, ValueError) as error:
         raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers ({error})") from None
     daft.set_runner_ray(noop_if_initialized=True)
@@ -81,38 +83,77 @@ def connect() -> ModuleType:
     return daft
 
 
+def each(
+    rows: dict[str, list], work: Callable[..., int | None], title: str, unit: str, processes: int | None = None
+) -> dict[int, int | None]:
+    """What `work` counts in each task, by the tasks' numbers.
+
+    Args:
+        rows: the columns that `work` gets, one row a task; the first is `number`.
+        work: returns a count or nothing; what it refers to has to be on every machine.
+        title: of the progress bar.
+        unit: what it counts.
+        processes: of their own that tasks share on all machines, 0 for one a core or GPU; None: threads will do.
+
+    Raises:
+        UserError: of `work`, the first that is heard of.
+    """
+    daft = connect()
+    waiting = rows["number"]
+    answer = daft.DataType.struct({"count": daft.DataType.int64(), "problem": daft.DataType.string()})
+    if processes is None:
+
+        @daft.func.batch(return_dtype=answer, batch_size=1)
+        def answered(*columns: object) -> list[dict]:
+            return _answers(work, *columns)
+
+    else:
+        cores, gpus = _cores_and_gpus()
+        processes = min(processes or gpus or cores, max(1, len(waiting)))
+
+        # Only for a class does Daft keep processes from task to task, and with them what they have loaded.
+        @daft.cls(max_concurrency=processes, gpus=int(gpus > 0), use_process=True)
+        class Kept:
+            @daft.method.batch(return_dtype=answer, batch_size=1)
+            def answered(self, *columns: object) -> list[dict]:
+                return _answers(work, *columns)
+
+        answered = Kept().answered
+
+    found = {}
+    with progress.bar(total=len(waiting), title=title, unit=unit) as bar:
+        tasks = _tasks(daft, rows).select(daft.col("number"), answered(*map(daft.col, rows)).alias("answer"))
+        batches = tasks.to_arrow_iter() if waiting else iter(())
+        for batch in batches:
+            bar.update(len(batch))
+            for row in batch.to_pylist():
+                if row["answer"]["problem"]:
+                    sys.unraisablehook = lambda _: None  # Daft, left halfway, prints a traceback of its own
+                    batches.close()
+                    sys.unraisablehook = sys.__unraisablehook__
+                    raise UserError(row["answer"]["problem"])
+                found[row["number"]] = row["answer"]["count"]
+    return found
+
+
 def sign(files: Sequence[Path], batches: Batches, how: Scheme, work: Path, priority: Sequence[str]) -> Index:
     """`duplicates.sign`, a file a task.
 
     Raises:
         UserError: broken input, as `batches` says.
     """
-    daft = connect()
     there = work.resolve()
     for folder in ("signatures", "places"):
         (there / folder).mkdir(parents=True, exist_ok=True)
     ranks = {name: rank for rank, name in enumerate(priority)}
     waiting = [number for number in range(len(files)) if not duplicates.file_of(there / "places", number).exists()]
 
-    @daft.func.batch(return_dtype=daft.DataType.string(), batch_size=1)
-    def signed(numbers: object, names: object) -> list[str]:
-        found = []
-        for number, name in zip(numbers.to_pylist(), names.to_pylist(), strict=True):
-            try:
-                with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-                    duplicates.sign_file(batches, Path(name), how, there, number, ranks, pool)
-                found.append("")
-            except UserError as error:  # Ray would wrap it, with a traceback
-                found.append(str(error))
-        return found
+    def sign_file(number: int, name: str) -> None:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            duplicates.sign_file(batches, Path(name), how, there, number, ranks, pool)
 
     rows = {"number": waiting, "name": [str(files[number].resolve()) for number in waiting]}
-    with progress.bar(total=len(waiting), title="sign", unit="files") as bar:
-        tasks = _tasks(daft, rows).select(signed(daft.col("number"), daft.col("name")).alias("problem"))
-        for batch in tasks.to_arrow_iter() if waiting else ():
-            bar.update(len(batch))
-            for problem in filter(None, batch["problem"].to_pylist()):
-                raise UserError(problem)
+    each(rows, sign_file, "sign", "files")
     return duplicates.sign(files, batches, how, work, priority)
 
 
@@ -233,6 +274,29 @@ def _tasks(daft: ModuleType, rows: dict[str, list]) -> object:
     """A data frame of which each row can run on another machine."""
     frame = daft.from_pydict(rows)
     return frame.into_partitions(max(1, len(next(iter(rows.values()))))) if _machines() != [None] else frame
+
+
+def _answers(work: Callable[..., int | None], *columns: object) -> list[dict]:
+    """`work` done for each row of a batch; Ray would wrap its errors, with a traceback."""
+    found = []
+    for row in zip(*(column.to_pylist() for column in columns), strict=True):
+        try:
+            found.append({"count": work(*row), "problem": None})
+        except UserError as error:
+            found.append({"count": None, "problem": str(error)})
+    return found
+
+
+def _cores_and_gpus() -> tuple[int, int]:
+    """Of all machines."""
+    if not os.environ.get("RAY_ADDRESS"):
+        import torch
+
+        return len(os.sched_getaffinity(0)), torch.cuda.device_count()
+    import ray
+
+    there = ray.cluster_resources()
+    return int(there.get("CPU", 1)), int(there.get("GPU", 0))
 
 
 def _machines() -> list:

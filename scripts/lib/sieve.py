@@ -1,7 +1,8 @@
 """A corpus through the filter, in memory that does not grow with it: sampled, judged part by part, written.
 
 Judging is the long step. Its results go to a small file for every `PART` documents, renamed into place, so that an
-interrupted run goes on from the last one. Parts say how it went: a reason or none, a score, the length.
+interrupted run goes on from the last one (`judge_by_daft` writes them in any order). Parts say how it went: a reason
+or none, a score, the length.
 """
 
 import collections
@@ -45,6 +46,7 @@ VERDICTS = pa.schema(
         ("hash", pa.uint64()),
     ]
 )
+Batches = Callable[[Path, Counter[str]], Iterator[pa.RecordBatch]]
 known = functools.lru_cache(maxsize=None)(languages.load)  # (code, folder): read once a process
 
 
@@ -138,6 +140,62 @@ def judge(
         _write_part(folder, finished, rows)
 
 
+def judge_by_daft(
+    files: Sequence[Path],
+    batches: Batches,
+    folder: Path,
+    model: Path,
+    *,
+    limits: Mapping[str, float],
+    language_folder: Path | None,
+    precision: scoring.Precision,
+    processes: int,
+) -> None:
+    """`judge` on many machines (lib/distributed.py): the same parts and blocks, so the same scores.
+
+    Files are counted side by side, then each part is read and judged by one of the processes that Daft keeps. To reach a
+    part a process reads its file from the beginning: one of many million lines is better cut before.
+
+    Args:
+        files: of the documents.
+        batches: the documents of a file; what is skipped is counted in the counter.
+        folder: see `judge`.
+        model: see `judge`.
+        limits: see `judge`.
+        language_folder: see `judge`.
+        precision: see `judge`.
+        processes: of all machines together; 0 is one a core or GPU.
+
+    Raises:
+        UserError: broken input, as `batches` says, or a language that has no settings.
+    """
+    from lib import distributed  # the scoring processes do without
+
+    folder.mkdir(exist_ok=True)
+    there, names = folder.resolve(), [str(file.resolve()) for file in files]
+    how = {
+        "limits": dict(limits),
+        "language_folder": language_folder and language_folder.resolve(),
+        "model": model.resolve(),
+        "precision": precision,
+    }
+
+    def count(_: int, name: str) -> int:
+        return sum(map(len, batches(Path(name), Counter())))
+
+    counts = distributed.each({"number": list(range(len(names))), "name": names}, count, "count", "files")
+    wanted = spans([counts[number] for number in range(len(names))])
+    waiting = [number for number in range(len(wanted)) if not part_file(there, number).exists()]
+
+    def judge_part(number: int) -> None:
+        _one_thread()
+        pieces = (records(batches(Path(names[file]), Counter()), *span) for file, *span in wanted[number])
+        blocks = _blocks(itertools.chain.from_iterable(pieces))
+        _write_part(there, number, [verdicts(block, devices=scoring.devices(), **how) for block in blocks])
+
+    distributed.each({"number": waiting}, judge_part, "judge", "parts", processes)
+
+
 def verdicts(
     block: Sequence[dict],
     *,
@@ -175,6 +233,36 @@ def verdicts(
 def parts(folder: Path) -> list[Path]:
     """The finished parts, in the order of the documents."""
     return sorted(folder.glob("[0-9]*.parquet"))
+
+
+def part_file(folder: Path, number: int) -> Path:
+    """The file of a part, finished or not."""
+    return folder / f"{number:06d}.parquet"
+
+
+def spans(counts: Sequence[int]) -> list[list[tuple[int, int, int]]]:
+    """Of each part, (file, its first document there, the one after its last), for files of so many documents.
+
+    An empty corpus has one empty part.
+    """
+    ends = np.cumsum([0, *counts]).tolist()
+    found: list[list[tuple[int, int, int]]] = []
+    for start in range(0, max(1, ends[-1]), PART):
+        cut = [(max(start - begin, 0), min(start + PART, end) - begin) for begin, end in itertools.pairwise(ends)]
+        found.append([(file, *pair) for file, pair in enumerate(cut) if pair[0] < pair[1]])
+    return found
+
+
+def records(batches: Iterable[pa.RecordBatch], first: int = 0, stop: int | None = None) -> Iterator[dict]:
+    """Documents of batches as records, from `first` to before `stop`; the others become no objects."""
+    place = 0
+    for batch in batches:
+        if stop is not None and place >= stop:
+            return
+        begin, end = max(first - place, 0), len(batch) if stop is None else min(stop - place, len(batch))
+        if begin < end:
+            yield from batch.slice(begin, end - begin).to_pylist()
+        place += len(batch)
 
 
 class Tally:
@@ -321,8 +409,8 @@ def _verdicts(folder: Path) -> Iterator[tuple[str | None, float | None]]:
 
 def _write_part(folder: Path, number: int, rows: list[pa.Table]) -> int:
     """Write the rows as one part and forget them; the number of the next."""
-    path = folder / f"{number:06d}.parquet"
-    aside = path.with_suffix(".new")
+    path = part_file(folder, number)
+    aside = path.with_suffix(f".{os.getpid()}")  # what a killed run left running must not write to the same file
     pq.write_table(pa.concat_tables([VERDICTS.empty_table(), *rows]), aside, compression="zstd")
     aside.replace(path)
     rows.clear()
