@@ -50,16 +50,16 @@ class Scores(torch.nn.Module):
             if layer is self.layers[-1]:
                 queries, hidden = queries[:, :, :1], hidden[:, :1]
             mixed = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-            mixed = layer.attention.output.dense(mixed.transpose(1, 2).flatten(2))
+            mixed = _product(layer.attention.output.dense, mixed.transpose(1, 2).flatten(2))
             attended = layer.attention.output.LayerNorm(mixed.float() + hidden)
-            inner = functional.gelu(layer.intermediate.dense(attended.to(low)))
+            inner = functional.gelu(_product(layer.intermediate.dense, attended))
             hidden = layer.output.LayerNorm(layer.output.dense(inner).float() + attended)
         latent = self.classifier(torch.tanh(self.pooler(hidden[:, 0])))
         return expected(latent, self.cuts)
 
     def halve(self) -> "Scores":
-        """Make the layers' products bf16; sums, norms and heads stay fp32, and so do the scores to 0.003 or so."""
-        for layer in self.layers:
+        """Make the layers' products bf16; sums, norms, heads and the last layer's products of one position stay fp32."""
+        for layer in self.layers[:-1]:
             for linear in (layer.attention.output.dense, layer.intermediate.dense, layer.output.dense):
                 linear.bfloat16()
         self.projections.bfloat16()
@@ -70,6 +70,10 @@ class Scores(torch.nn.Module):
         size = joined.shape[-1] // 3
         parts = joined.split(size, dim=-1)
         return tuple(part.unflatten(-1, (self.heads, size // self.heads)).transpose(1, 2) for part in parts)
+
+
+def _product(linear: torch.nn.Linear, values: torch.Tensor) -> torch.Tensor:
+    return linear(values.to(linear.weight.dtype))
 
 
 def expected(latent: torch.Tensor, cuts: torch.Tensor) -> torch.Tensor:
