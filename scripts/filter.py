@@ -81,7 +81,7 @@ def main(
             precision=0.95, good ones among the kept, or lose_good=0.03, at most, of the good ones.
         held_out_documents: kept documents of each language never to train on, chosen by a hash of their ids.
         mask_personal_data: replace e-mail addresses, phone and card numbers in what is kept.
-        precision: of the scores: 'fp32', 'bf16', 'int8' (onnxruntime, scores differ by up to 0.2); 'auto' is bf16 on a
+        precision: of the scores: 'fp32', 'bf16', 'int8' (onnxruntime, scores differ by up to 0.3); 'auto' is bf16 on a
             GPU or a processor made for it, else fp32.
         processes: to score in, each with one thread (or a GPU in turn); 0 is one a core.
         language_folder: the languages' YAML files; by default the project's configs/languages.

@@ -44,7 +44,7 @@ def facts(folder: Path) -> dict:
 def choose(precision: Precision, device: str) -> Precision:
     """What 'auto' is here: bf16 on a GPU or on a processor with such instructions, else fp32.
 
-    Never int8, though it is nearly twice as fast as fp32: it moved scores by up to 0.2 and decided 14 of 250 texts near the
+    Never int8, though it is nearly twice as fast as fp32: it moved scores by up to 0.3 and decided 13 of 400 texts near the
     median otherwise (docs/LOG.md). Whoever takes that for the speed asks for it.
     """
     if precision != "auto":
