@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from lib import audit, cli, documents, models, packing, stage, training
+from lib import audit, cli, documents, machine, models, objective, packing, stage, training
 from lib.errors import UserError
 
 
@@ -34,15 +34,15 @@ def main(
     adam_epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     warmup_steps: int = 10,
-    schedule: training.Schedule = "cosine",
+    schedule: machine.Schedule = "cosine",
     max_grad_norm: float = 1.0,
     batch_size: int = 3,
     accumulation: int = 128,
     epochs: float = 1.0,
     max_steps: int | None = None,
     head_chunk: int = 512,
-    precision: training.Precision = "auto",
-    attention: training.Attention = "auto",
+    precision: machine.Precision = "auto",
+    attention: machine.Attention = "auto",
     gradient_checkpointing: bool = False,
     deepspeed: Path | None = None,
     eval_steps: int = 100,
@@ -92,23 +92,23 @@ def main(
     if adam_beta1 >= 1 or adam_beta2 >= 1:
         raise UserError(f"adam_beta1 {adam_beta1}, adam_beta2 {adam_beta2}: both have to be below 1")
     if embedding_steps:
-        steps = training.count_steps(packed["rows"], batch_size, accumulation, epochs, max_steps)
+        steps = machine.count_steps(packed["rows"], batch_size, accumulation, epochs, max_steps)
         if not 0 < embedding_steps < steps:
             raise UserError(
                 f"embedding_steps {embedding_steps}: has to be 0 or more, and below the run's {steps} steps"
             )
     models.check_same_tokenizer(models.load_tokenizer(model), packed["tokenizer"], model, pack)
-    implementation = training.choose_attention(attention)
+    implementation = machine.choose_attention(attention)
     with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
         torch.manual_seed(seed)
         frozen = None
         if reference == "init" and kl_weight:
             frozen, _ = models.load(model, attention=implementation)
-        args = training.arguments(building.folder, **training.optimiser_settings(settings))
+        args = machine.arguments(building.folder, **machine.optimiser_settings(settings))
         trained, tokenizer = models.load(model, attention=implementation)
         if frozen is not None:
             frozen.to(args.device, dtype=torch.bfloat16 if args.bf16 else torch.float32)
-        training.attach_loss(trained, len(tokenizer), reference=frozen, kl_weight=kl_weight, chunk=head_chunk)
+        objective.attach_loss(trained, len(tokenizer), reference=frozen, kl_weight=kl_weight, chunk=head_chunk)
         sample = documents.held_out(pack / "held_out" / "documents", eval_characters)
         rows = packing.PackedRows(pack / "train", packed["sequence_length"], packed["vocabulary"])
         rows_audit = audit.RowAudit(tokenizer, rows.tokens, model, building.folder)
@@ -132,7 +132,7 @@ def main(
         f"{figures['tokens']:,} tokens in {figures['steps']} steps, {figures['tokens_per_second']:,.0f} tok/s | held-out "
         "bits per byte " + ", ".join(f"{language} {first[language]:.3f} -> {last[language]:.3f}" for language in first)
     )
-    training.finish_distributed()
+    machine.finish_distributed()
 
 
 if __name__ == "__main__":

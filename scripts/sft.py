@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from lib import cli, dialogues, documents, models, packing, progress, stage, training
+from lib import cli, dialogues, documents, machine, models, objective, packing, progress, stage, training
 from lib.errors import UserError
 
 
@@ -33,15 +33,15 @@ def main(
     adam_epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     warmup_steps: int = 10,
-    schedule: training.Schedule = "cosine",
+    schedule: machine.Schedule = "cosine",
     max_grad_norm: float = 1.0,
     batch_size: int = 3,
     accumulation: int = 64,
     epochs: float = 3.0,
     max_steps: int | None = None,
     head_chunk: int = 512,
-    precision: training.Precision = "auto",
-    attention: training.Attention = "auto",
+    precision: machine.Precision = "auto",
+    attention: machine.Attention = "auto",
     gradient_checkpointing: bool = False,
     deepspeed: Path | None = None,
     eval_steps: int = 100,
@@ -88,15 +88,15 @@ def main(
     """
     settings = dict(locals())
     inputs = {"model": model, "held_out": held_out, **{f"instructions[{n}]": p for n, p in enumerate(instructions)}}
-    implementation = training.choose_attention(attention)
+    implementation = machine.choose_attention(attention)
     with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
         torch.manual_seed(seed)
-        args = training.arguments(building.folder, **training.optimiser_settings(settings))
+        args = machine.arguments(building.folder, **machine.optimiser_settings(settings))
         trained, tokenizer = models.load(model, attention=implementation)
         if tokenizer.chat_template is None:
             raise UserError(f"{model}: its tokenizer has no chat template; the tokenizer stage gives it one")
         rows, counts = _rows(instructions, tokenizer, sequence_length, max_dialogues, on_error, seed)
-        training.attach_loss(trained, len(tokenizer), chunk=head_chunk)
+        objective.attach_loss(trained, len(tokenizer), chunk=head_chunk)
         sample = documents.held_out(held_out / "documents", eval_characters)
         figures = training.run(
             trained,
@@ -113,7 +113,7 @@ def main(
             **figures, dialogues=counts, attention=implementation, precision="bf16" if args.bf16 else "fp32"
         )
     print(progress.funnel(counts["kept"], sum(counts.values()), counts - Counter(kept=counts["kept"]), "dialogues"))
-    training.finish_distributed()
+    machine.finish_distributed()
 
 
 def _rows(

@@ -19,7 +19,7 @@ from tiny_model import save as save_tiny
 from tiny_model import tokenizer as tiny_tokenizer
 
 import cpt
-from lib import documents, models, packing, stage, training
+from lib import documents, machine, models, objective, packing, stage, training
 from lib.errors import UserError
 
 LENGTH = 16
@@ -136,7 +136,7 @@ def test_the_body_starts_embedding_steps_later_with_a_warm_up_of_its_own():
 def test_rates_of_the_three_groups_from_the_first_step_on(tmp_path):
     settings = {name: parameter.default for name, parameter in inspect.signature(cpt.main).parameters.items()}
     settings |= {"warmup_steps": 0, "schedule": "linear", "learning_rate": 1.0}
-    args = training.arguments(tmp_path, **training.optimiser_settings(settings))
+    args = machine.arguments(tmp_path, **machine.optimiser_settings(settings))
     trainer = training.LanguageTrainer(model=tiny_model(8), args=args, embedding_learning_rate=2.0, embedding_steps=2)
     trainer.create_optimizer_and_scheduler(4)
     rates = []
@@ -160,10 +160,10 @@ def test_only_embeddings_and_head_move_at_first(inputs, tmp_path, script):
     assert moved == {"held": {"model.embed_tokens.weight", "lm_head.weight"}, "freed": set(start)}
     rows = packing.PackedRows(inputs / "pack" / "train", LENGTH, len(tiny_tokenizer()))
     steps = stage.read_manifest(tmp_path / "freed")["results"]["steps"]
-    assert steps == training.count_steps(len(rows), 2, 2, 0.3, None) == 5
+    assert steps == machine.count_steps(len(rows), 2, 2, 0.3, None) == 5
 
     model = models.load(inputs / "model")[0]
-    training.attach_loss(model, len(tiny_tokenizer()))
+    objective.attach_loss(model, len(tiny_tokenizer()))
     model(**packing.collate([rows[number] for number in range(4)], flatten=False)).loss.backward()
     norms = [weight.weight.grad.norm() for weight in (model.get_input_embeddings(), model.get_output_embeddings())]
     logged = json.loads((tmp_path / "held" / "metrics.jsonl").read_text().splitlines()[1])
@@ -270,7 +270,7 @@ def test_other_settings_do_not_go_on_with_an_interrupted_run(inputs, tmp_path):
 
 
 def test_flash_attention_without_a_gpu_is_refused(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "on_cuda", lambda: False)
+    monkeypatch.setattr(machine, "on_cuda", lambda: False)
     with pytest.raises(UserError, match="flash_attention_2 is asked for, but"):
         cpt.main(model=inputs / "model", pack=inputs / "pack", out=tmp_path / "out", attention="flash_attention_2")
 
