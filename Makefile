@@ -18,12 +18,13 @@ PYTHON ?= #      an interpreter with all requirements installed (the image's); n
 CONF := configs/$(PROFILE)
 $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
 include $(CONF)/profile.mk
-STEPS ?= 40##        steps of training for each method of `make init-bench`
 ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
-TEXT ?= #         more text in the target language for `make bench-tokenizer` and `bench-dedup`: files, with commas between
-VERSIONS ?= #     for `make mihash-bench`: documents with a `group`, those of one are revisions of each other (JSON Lines)
-HEADLINES ?= #    for `make mihash-bench`: labelled pairs of texts (JSON Lines)
-GPUS ?= 0##        accelerators to train on, from the profile if not given; 0 is the CPU
+MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge.yaml), not from cpt
+GPUS ?= 0##        accelerators to train on (of each machine), from the profile if not given; 0 is the CPU
+NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
+HOSTFILE ?= #    of NODES: `name slots=8` a line, the first this machine; the others are reached by pdsh over ssh
+MASTER ?= #      of NODES without ssh: the first machine's name; then `make join-cpt NODE=1` on the second, and so on
+NODE ?= 0##        of NODES without ssh: this machine's number, from 0
 
 D := data/$(PROFILE)
 C := checkpoints/$(PROFILE)
@@ -31,11 +32,7 @@ RAW := data/raw
 MODELS := checkpoints/models
 KEYS := data/.keys
 K := $(KEYS)/$(PROFILE)
-CHECKPOINTS := base init cpt sft
-MIHASH_CORPUS := manpages-dev-en manpages-ru libreoffice-help-en libreoffice-help-ru
-# Of `make init-bench`: methods of init_embeddings.py, with -norms for --match_norms; the first is what others are compared with.
-INIT_METHODS := mean mean-norms mean_weighted first_last focus omp random
-
+CHECKPOINTS := base init cpt $(if $(strip $(MERGE)),merge) sft
 PY := $(or $(strip $(PYTHON)),$(VENV)/bin/python)
 ifeq ($(strip $(PYTHON)),)
   READY := $(VENV)/.base
@@ -58,9 +55,22 @@ empty :=
 list = $(subst $(empty) $(empty),$(comma),$(strip $(1)))
 conf = $(or $(CONF-$(1)),$(wildcard $(CONF)/$(1).yaml))
 run = $(PY) scripts/$(1).py $(addprefix --config=,$(call conf,$(2)))
-several := $(filter-out 0 1,$(GPUS))
-train = $(PY) $(if $(several),-m torch.distributed.run --standalone --nproc_per_node=$(several)) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
 manifests = $(addsuffix /manifest.json,$(1))
+
+# How training starts: a process alone, one for each GPU, the same on each of several machines; by DeepSpeed's launcher where it may
+# use ssh, which both kinds of data parallel can be started by.
+several := $(filter-out 0 1,$(GPUS))
+nodes := $(filter-out 1,$(NODES))
+$(if $(nodes),$(if $(strip $(HOSTFILE) $(MASTER)),,$(error NODES=$(NODES): say HOSTFILE= (machines reached by ssh) or MASTER= (the first machine; `make join-cpt` on the others))))
+torchrun = -m torch.distributed.run --nproc_per_node=$(or $(several),1)
+ssh = -m deepspeed.launcher.runner --hostfile=$(strip $(HOSTFILE)) --num_nodes=$(NODES) --num_gpus=$(or $(several),1) --no_local_rank
+by-hand = $(torchrun) --nnodes=$(NODES) --node_rank=$(NODE) --master_addr=$(strip $(MASTER))
+launcher = $(if $(nodes),$(if $(strip $(HOSTFILE)),$(ssh),$(by-hand)),$(if $(several),$(torchrun) --standalone))
+train = $(PY) $(launcher) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
+flags-cpt = --model=$(C)/init --base=$(MODELS)/$(BASE) --pack=$(D)/pack --out=$(C)/cpt
+flags-sft = --model=$(pretrained) --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%)) --held_out=$(D)/pack/held_out --out=$(C)/sft
+# A signal lets the processes finish their step and save: torchrun kills them after this many seconds (30, if its torch is older than that).
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 900
 
 # The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
 lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
@@ -70,50 +80,31 @@ lib-filter := corruption distributed documents duplicates encoder judging kernel
 lib-tokenizer := bpe documents fertility languages models spm vocabulary
 lib-init := documents embeddings models vocabulary
 lib-pack := documents models packing losses
-lib-training := documents losses machine metrics models objective packing training
-lib-cpt := $(lib-training) audit vocabulary
+lib-training := alignment budget documents guard losses machine metrics models objective packing processes reference schedules training vocabulary
+lib-cpt := $(lib-training) audit mixing
+lib-merge := merging models
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility generation harness metrics models vocabulary
 lib-report := documents languages page plots receipts scores
-lib-init-bench := documents metrics models
-lib-init-bench-init := $(lib-init)
-lib-init-bench-cpt := $(lib-cpt)
-lib-vocab-sweep-tokenizer := $(lib-tokenizer)
-lib-vocab-sweep := languages models plots scores
 script-tokenizer := train_spm
 script-init := init_embeddings
-script-init-bench := init_bench
-script-init-bench-init := init_embeddings
-script-init-bench-cpt := cpt
-script-vocab-sweep-tokenizer := train_spm
-script-vocab-sweep := vocab_sweep
 templates-report := report.html.j2 model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
 languages-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
 languages-tokenizer := $(wildcard configs/languages/*.yaml)
-languages-vocab-sweep := $(languages-tokenizer)
-languages-vocab-sweep-tokenizer := $(languages-tokenizer)
 
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
 facts-filter := $(ENCODER) $(ANNOTATE)
 facts-tokenizer := $(BASE) $(TOKENIZERS)
 facts-init := $(BASE)
-facts-sft := $(INSTRUCT)
+facts-sft := $(strip $(INSTRUCT) $(MERGE))
 facts-eval := $(BASE)
-CONF-init-bench-init := $(call conf,init)
-CONF-init-bench-cpt := $(call conf,cpt)
-CONF-vocab-sweep-tokenizer := $(call conf,tokenizer)
-facts-init-bench := $(BASE) $(INIT_METHODS)
-facts-init-bench-init := $(BASE)
-facts-init-bench-cpt := $(STEPS)
-facts-vocab-sweep-tokenizer := $(BASE)
-facts-vocab-sweep := $(BASE) $(SWEEP)
 facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS) $(ANNOTATE)
 
 ##@ The pipeline
-.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt sft eval report
+.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge sft eval report
 all: report ## everything, up to the report
 	@echo "the report: $(D)/report/report.html"
 demo: ## the whole pipeline on the embedded default, from nothing
@@ -126,6 +117,7 @@ tokenizer: $(C)/tokenizer/manifest.json ## the new tokenizer
 init: $(C)/init/manifest.json ## the base model with the new vocabulary
 pack: $(D)/pack/manifest.json ## training sequences, held-out documents
 cpt: $(C)/cpt/manifest.json ## continued pre-training, CE + KL
+merge: $(C)/merge/manifest.json ## init and cpt interpolated, tensor by tensor (if MERGE, where sft starts)
 sft: $(C)/sft/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) ## scores of base, init, cpt and sft
 report: $(D)/report/manifest.json ## one HTML page about it all
@@ -148,37 +140,26 @@ $(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCO
 $(C)/tokenizer/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
 	$(call run,train_spm,tokenizer) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
 
-$(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)): $(C)/vocab-sweep/%/manifest.json: $(K)/vocab-sweep-tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
-	$(call run,train_spm,tokenizer) --vocab_size=$* --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
-
-$(D)/vocab-sweep/manifest.json: $(K)/vocab-sweep $(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)) | $(READY)
-	$(call run,vocab_sweep,vocab-sweep) --tokenizers=$(call list,$(SWEEP:%=$(C)/vocab-sweep/%)) --base=$(MODELS)/$(BASE) --out=$(@D)
-
 $(C)/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
 	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
-
-$(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/init)): $(C)/init-bench/%/init/manifest.json: $(K)/init-bench-init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
-	$(call run,init_embeddings,init) --method=$(*:-norms=) --match_norms=$(if $(filter %-norms,$*),true,false) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
-
-# Without the KL term, whose reference would be another one for each method.
-$(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)): $(C)/init-bench/%/cpt/manifest.json: $(K)/init-bench-cpt $(C)/init-bench/%/init/manifest.json $(D)/pack/manifest.json | $(READY)
-	$(call train,cpt) --reference=none --max_steps=$(STEPS) --model=$(C)/init-bench/$*/init --pack=$(D)/pack --out=$(@D)
-
-$(D)/init-bench/manifest.json: $(K)/init-bench $(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)) | $(READY)
-	$(call run,init_bench,init-bench) --runs=$(call list,$(INIT_METHODS:%=$(C)/init-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 $(D)/pack/manifest.json: $(K)/pack $(D)/filter/manifest.json $(C)/tokenizer/manifest.json | $(READY)
 	$(call run,pack,pack) --documents=$(D)/filter --tokenizer=$(C)/tokenizer --out=$(@D)
 
-$(C)/cpt/manifest.json: $(K)/cpt $(C)/init/manifest.json $(D)/pack/manifest.json | $(READY)
-	$(call train,cpt) --model=$(C)/init --pack=$(D)/pack --out=$(@D)
+$(C)/cpt/manifest.json: $(K)/cpt $(C)/init/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/pack/manifest.json | $(READY)
+	$(call train,cpt) $(flags-cpt)
 
-$(C)/sft/manifest.json: $(K)/sft $(C)/cpt/manifest.json $(D)/pack/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) | $(READY)
-	$(call train,sft) --model=$(C)/cpt --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%)) --held_out=$(D)/pack/held_out --out=$(@D)
+$(C)/merge/manifest.json: $(K)/merge $(C)/init/manifest.json $(C)/cpt/manifest.json | $(READY)
+	$(call run,merge,merge) --model=$(C)/init --other=$(C)/cpt --out=$(@D)
+
+pretrained := $(C)/$(if $(strip $(MERGE)),merge,cpt)
+$(C)/sft/manifest.json: $(K)/sft $(pretrained)/manifest.json $(D)/pack/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) | $(READY)
+	$(call train,sft) $(flags-sft)
 
 model-base := $(MODELS)/$(BASE)
 model-init := $(C)/init
 model-cpt := $(C)/cpt
+model-merge := $(C)/merge
 model-sft := $(C)/sft
 $(D)/eval/%/manifest.json: $(K)/eval $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
 	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
@@ -197,26 +178,22 @@ $(K)/%: FORCE
 .PHONY: FORCE
 FORCE:
 
-##@ Comparisons
-.PHONY: bench-dedup bench-filter bench-tokenizer init-bench mihash-bench vocab-sweep
-bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
-	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
-bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall of deduplication, beside peers in an environment of theirs
-	@$(MAKE) -s PROFILE=test VENV=.venv-bench .venv-bench/.bench
-	.venv-bench/bin/python scripts/bench_dedup.py --documents=$(RAW) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
-bench-filter: $(D)/filter/manifest.json $(D)/dedup/manifest.json ## documents/s of the trained filter, beside the transformers pipeline
-	$(PY) scripts/bench_filter.py --model=$(D)/filter/model --documents=$(D)/dedup/documents
-mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) ## MIHash beside MinHash, random hyperplanes and cosines
-	$(PY) scripts/mihash_bench.py --corpus=$(call list,$(MIHASH_CORPUS:%=$(RAW)/%)) --encoder=$(MODELS)/e5-small $(if $(strip $(VERSIONS)),--versions=$(strip $(VERSIONS))) $(if $(strip $(HEADLINES)),--headlines=$(strip $(HEADLINES)))
-init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training
-vocab-sweep: $(D)/vocab-sweep/manifest.json ## vocabularies of the sizes in SWEEP: tokens saved, parameters spent
+##@ More machines
+.PHONY: join-cpt join-sft
+# Nothing is a prerequisite: the first machine has made everything that training reads, and only its make looks after it.
+join-cpt: ## on each further machine of NODES with MASTER=: take part in the first one's `make cpt`
+	$(call train,cpt) $(flags-cpt)
+join-sft: ## the same for `make sft`
+	$(call train,sft) $(flags-sft)
+
+include configs/comparisons.mk
 
 ##@ Everything else
 .PHONY: help plan setup test test-peers lint clean
 help: ## this page
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile configs/comparisons.mk
 	@printf '\nVariables (make VARIABLE=value ...)\n'
-	@awk '/^[A-Z]+ \?= / {split($$0, part, /#+ */); split(part[1], name, / \?= */); printf "  %-15s %s (%s)\n", name[1], part[2], name[2] == "" ? "empty" : name[2]}' Makefile
+	@awk '/^[A-Z]+ \?= / {split($$0, part, /#+ */); split(part[1], name, / \?= */); printf "  %-15s %s (%s)\n", name[1], part[2], name[2] == "" ? "empty" : name[2]}' Makefile configs/comparisons.mk
 	@printf '\nOne stage by hand: $(PY) scripts/cpt.py --help\n'
 plan: ## what `make all` would run now, and nothing else
 	@planned=$$($(MAKE) -n all) && { grep -oE '[^ ]*python[^ ]* .*scripts/.*' <<<"$$planned" || echo "nothing to do: everything is up to date"; }

@@ -10,7 +10,7 @@ Writes: init-bench.json, init-bench.svg.
 
 from pathlib import Path
 
-from lib import cli, documents, metrics, models, plots, progress, stage
+from lib import cli, comparison, documents, metrics, models, plots, progress, stage
 from lib.errors import UserError
 
 MOMENTS = ("init", "cpt")
@@ -42,12 +42,7 @@ def main(
     settings = dict(locals())
     if len(runs) < 2:
         raise UserError("--runs: name at least two runs to compare")
-    trained = {run.name: stage.read_manifest(run / "cpt") for run in runs}
-    for name, manifest in trained.items():
-        if manifest["results"]["tokens"] != trained[runs[0].name]["results"]["tokens"]:
-            raise UserError(
-                f"{name} was trained on another number of tokens than {runs[0].name}; run make on both again"
-            )
+    trained = comparison.trained(runs, "cpt")
     inputs = {"base": base, "held_out": held_out}
     inputs |= {f"runs[{number}]/{moment}": run / moment for number, run in enumerate(runs) for moment in MOMENTS}
     with stage.output(out, inputs=inputs, settings=settings) as building:
@@ -56,11 +51,7 @@ def main(
             raise UserError(f"{held_out}: no held-out document in language '{language}'")
 
         def score(folder: Path) -> dict[str, list[metrics.Score]]:
-            model, tokenizer = models.load(folder)
-            return {
-                code: metrics.bits_per_byte(model, tokenizer, found, window=window, batch_tokens=batch_tokens)
-                for code, found in texts.items()
-            }
+            return comparison.score(*models.load(folder), texts, window=window, batch_tokens=batch_tokens)
 
         unadapted = score(base)
         scored = {}

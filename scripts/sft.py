@@ -3,8 +3,9 @@
     python scripts/sft.py --model=checkpoints/demo/cpt --instructions=data/raw/builtin-instruct \
         --out=checkpoints/demo/sft --config=configs/demo/sft.yaml
 
-Reads:  a model folder with a chat template, instructions (JSON Lines with `messages`), held-out documents.
-Writes: a Hugging Face model folder and metrics.jsonl. An interrupted run goes on from its last checkpoint.
+Reads:  a model folder with a chat template, instructions (JSON Lines with `messages`), held-out documents, prompts if given.
+Writes: a Hugging Face model folder, metrics.jsonl, forgetting.svg and, with prompts, samples.jsonl. An interrupted run goes on from
+        its last checkpoint.
 """
 
 import random
@@ -13,7 +14,24 @@ from pathlib import Path
 
 import torch
 
-from lib import cli, dialogues, documents, machine, models, objective, packing, progress, stage, training
+from lib import (
+    cli,
+    dialogues,
+    documents,
+    guard,
+    machine,
+    models,
+    objective,
+    packing,
+    processes,
+    progress,
+    samples,
+    schedules,
+    stage,
+    trackers,
+    training,
+    vocabulary,
+)
 from lib.errors import UserError
 
 
@@ -33,7 +51,8 @@ def main(
     adam_epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     warmup_steps: int = 10,
-    schedule: machine.Schedule = "cosine",
+    schedule: schedules.Schedule = "cosine",
+    decay_share: float = 0.2,
     max_grad_norm: float = 1.0,
     batch_size: int = 3,
     accumulation: int = 64,
@@ -49,6 +68,9 @@ def main(
     save_steps: int = 100,
     log_steps: int = 10,
     keep_checkpoints: int = 2,
+    on_spike: guard.OnSpike = "stop",
+    prompts: Path | None = None,
+    report_to: list[trackers.Name] = [],  # noqa: B006
     seed: int = 0,
 ) -> None:
     """Fine-tune on dialogues, packed, with the loss on answers only (the paper's section 3.3).
@@ -68,7 +90,8 @@ def main(
         adam_epsilon: AdamW's epsilon.
         weight_decay: of matrices; never of norms and embeddings.
         warmup_steps: linear warm-up.
-        schedule: after it, 'cosine' or 'linear' to zero, or 'constant'.
+        schedule: after it, 'cosine' or 'linear' to zero, 'constant', or 'wsd', constant and at last to zero along 1 - sqrt(x).
+        decay_share: of wsd, the share of all steps in which it comes down.
         max_grad_norm: gradients are clipped to it.
         batch_size: rows per device and pass.
         accumulation: passes per step.
@@ -84,10 +107,21 @@ def main(
         save_steps: steps between checkpoints.
         log_steps: steps between lines of the log.
         keep_checkpoints: how many are kept while training.
+        on_spike: 'stop' where the loss is no number or far above the last steps' (lib/guard.py), or 'skip' that step; either
+            way its rows are written down in spike-<step>.jsonl.
+        prompts: as eval.py's; the first four are answered at each evaluation.
+        report_to: trackers beside metrics.jsonl: tensorboard, trackio, wandb.
         seed: of everything random.
     """
     settings = dict(locals())
-    inputs = {"model": model, "held_out": held_out, **{f"instructions[{n}]": p for n, p in enumerate(instructions)}}
+    trackers.require(report_to)
+    schedules.check(schedule, decay_share)
+    inputs = {
+        "model": model,
+        "held_out": held_out,
+        "prompts": prompts,
+        **{f"instructions[{n}]": p for n, p in enumerate(instructions)},
+    }
     implementation = machine.choose_attention(attention)
     with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
         torch.manual_seed(seed)
@@ -96,7 +130,8 @@ def main(
         if tokenizer.chat_template is None:
             raise UserError(f"{model}: its tokenizer has no chat template; the tokenizer stage gives it one")
         rows, counts = _rows(instructions, tokenizer, sequence_length, max_dialogues, on_error, seed)
-        objective.attach_loss(trained, len(tokenizer), chunk=head_chunk)
+        token_bytes = torch.tensor(vocabulary.lengths(tokenizer))
+        objective.attach_loss(trained, token_bytes, objective.Objective(chunk=head_chunk))
         sample = documents.held_out(held_out / "documents", eval_characters)
         figures = training.run(
             trained,
@@ -107,12 +142,20 @@ def main(
             flatten=implementation == "flash_attention_2",
             evaluate=training.held_out_probe(trained, tokenizer, sample, window=sequence_length),
             eval_steps=eval_steps,
+            schedule=schedule,
+            decay_share=decay_share,
             embedding_learning_rate=embedding_learning_rate,
+            on_spike=on_spike,
+            languages=("answers", "replay"),
+            prompts=samples.read_prompts(prompts) if prompts else (),
+            report_to=report_to,
         )
         building.record(
             **figures, dialogues=counts, attention=implementation, precision="bf16" if args.bf16 else "fp32"
         )
-    print(progress.funnel(counts["kept"], sum(counts.values()), counts - Counter(kept=counts["kept"]), "dialogues"))
+    if processes.is_main():
+        dropped = counts - Counter(kept=counts["kept"])
+        print(progress.funnel(counts["kept"], sum(counts.values()), dropped, "dialogues"))
     machine.finish_distributed()
 
 
@@ -146,7 +189,7 @@ def _rows(
     filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rows = packing.pack_dialogues(encoded, length, filler)
     rng.shuffle(rows)
-    return rows, counts
+    return [{**row, "row": number} for number, row in enumerate(rows)], counts
 
 
 if __name__ == "__main__":

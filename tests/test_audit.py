@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -40,10 +41,14 @@ def test_the_first_tenth_is_of_an_epoch_or_of_a_shorter_run(total, epoch, expect
 
 
 def test_occurring():
-    tokens = np.zeros((5000, 2), dtype=np.uint16)
-    tokens[4999] = 3, 1
-    assert audit.occurring(tokens, 5).tolist() == [True, True, False, True, False]
-    assert not audit.occurring(tokens[:0], 5).any()
+    rows = iter([np.zeros(2, dtype=np.uint16), np.array([3, 1], dtype=np.uint16)])
+    assert audit.occurring(rows, 5).tolist() == [True, True, False, True, False]
+    assert not audit.occurring([], 5).any()
+
+
+def test_the_rows_of_a_step_are_those_of_all_devices():
+    args = types.SimpleNamespace(train_batch_size=3, gradient_accumulation_steps=128, world_size=8)
+    assert audit.rows_per_step(args) == 3072
 
 
 def test_norms_outside_come_farthest_first_and_rounding_is_no_finding():

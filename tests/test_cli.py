@@ -89,7 +89,7 @@ def test_help_shows_every_flag_and_runs_nothing(script):
     done = script("pack", "--help")
     assert done.returncode == 0
     text = done.stdout + done.stderr
-    for flag in ("--sequence_length", "--english_share", "--config", "tokens a row, at most 65,536"):
+    for flag in ("--sequence_length", "--max_train_tokens", "--config", "tokens a row, at most 65,536"):
         assert flag in text
 
 

@@ -115,6 +115,20 @@ def test_max_documents(tmp_path, corpus):
     assert len(rows(out)) == 2
 
 
+def test_a_document_a_line(tmp_path):
+    path = tmp_path / "news.cor"
+    path.write_bytes("\ufeffRain fell .  \n\nTwo ships\u2028were late.\n".encode() + b"\xff.\n")
+    flags = ("--type=path", f"--path={path}", "--format=documents", "--language=en", "--licence=x")
+    assert error(fetch(*flags, f"--out={tmp_path / 'strict'}")).startswith(f"error: {path}:4: a lone surrogate")
+    done = fetch(*flags, f"--out={tmp_path / 'out'}", "--on_error=skip")
+    assert done.returncode == 0, done.stderr
+    assert [(row["id"], row["text"]) for row in rows(tmp_path / "out")] == [
+        ("out-00001", "Rain fell."),
+        ("out-00003", "Two ships were late."),
+    ]
+    assert results(tmp_path / "out")["skipped_records"] == {"empty_document": 1, "broken_record": 1}
+
+
 def test_a_broken_line_is_named_or_skipped_and_counted(tmp_path, corpus):
     with corpus.open("a", encoding="utf-8") as file:
         file.write('{"id": 4, "text":\n{"id": 5, "text": 7, "language": "ru"}\n')
@@ -212,6 +226,24 @@ def test_a_package_for_another_python_is_read_all_the_same(tmp_path, wheel):
     done = fetch(*wheel_flags(tmp_path, tmp_path / "out"), PIP_FIND_LINKS=str(wheel.parent))
     assert done.returncode == 0, done.stderr
     assert [row["id"] for row in rows(tmp_path / "out")] == ["out-00001"]
+
+
+def test_of_a_wheel_for_each_python_the_same_one_is_taken_on_any(tmp_path, monkeypatch):
+    sayings = {"3.11": "Тише едешь, дальше будешь.", "3.99": "Век живи, век учись."}
+    for python, saying in sayings.items():
+        tag = "cp{0}-cp{0}-linux_x86_64".format(python.replace(".", ""))
+        with zipfile.ZipFile(tmp_path / f"many-1.0-{tag}.whl", "w") as archive:
+            archive.writestr("many/quotes", saying)
+            archive.writestr("many-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: many\nVersion: 1.0\n")
+            archive.writestr("many-1.0.dist-info/WHEEL", f"Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: {tag}\n")
+    for name, value in {**OFFLINE, "PIP_FIND_LINKS": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    settings = {"type": "pypi", "package": "many", "version": "1.0", "platform": "linux_x86_64", "language": "ru"}
+    settings |= {"format": "fortunes", "files": "many/*"}
+    for python, saying in sayings.items():
+        monkeypatch.setattr(script.sources, "LEAST_PYTHON", python)
+        out = convert(tmp_path / python, cache=tmp_path / f"cache-{python}", **settings)
+        assert [row["text"] for row in rows(out)] == [saying]
 
 
 def test_files_that_match_nothing(tmp_path, wheel):

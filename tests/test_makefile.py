@@ -11,8 +11,10 @@ from conftest import ROOT
 
 PLUMBING = {"cli", "errors", "progress", "stage"}  # prints, checks and writes; no result depends on it
 PICTURES = {"plots"}  # the tokenizer stage's is read by no other stage: a new colour is not worth training anew
-COMPARISONS = ("vocab-sweep",)
-STAGES = ("fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "sft", "eval", "report")
+# What shows a training and keeps it safe; none of it makes another model.
+WATCHING = {"disk", "generation", "journal", "plots", "samples", "trackers", "utilisation"}
+COMPARISONS = ("init-bench", "kl-bench", "vocab-sweep")
+STAGES = ("fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "merge", "sft", "eval", "report")
 
 
 def make(*arguments, check=True, **environment):
@@ -49,10 +51,10 @@ def all_imports(path):
 @pytest.mark.parametrize("stage", STAGES + COMPARISONS)
 def test_a_stage_lists_the_code_it_runs(stage):
     script = {"tokenizer": "train_spm", "init": "init_embeddings"}.get(stage, stage.replace("-", "_"))
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    text = "".join((ROOT / file).read_text(encoding="utf-8") for file in ("Makefile", "configs/comparisons.mk"))
     lists = dict(re.findall(r"^lib-([\w-]+) := (.*)$", text, re.MULTILINE))
     listed = {name for word in lists[stage].split() for name in (lists["training"].split() if "$" in word else [word])}
-    ignored = PLUMBING | PICTURES if stage == "tokenizer" else PLUMBING
+    ignored = PLUMBING | {"tokenizer": PICTURES, "cpt": WATCHING, "sft": WATCHING}.get(stage, set())
     assert listed == all_imports(ROOT / "scripts" / f"{script}.py") - ignored
 
 
@@ -113,3 +115,40 @@ def test_every_yaml_is_loaded_safely_and_holds_no_number_read_as_text(path):
             assert not re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value), (
                 f"{key}: {value} is text to YAML; write 1.0e-4"
             )
+
+
+@pytest.mark.parametrize(
+    ("variables", "launch"),
+    [
+        ("GPUS=0", ""),
+        ("GPUS=1", ""),
+        ("GPUS=8", "-m torch.distributed.run --nproc_per_node=8 --standalone"),
+        (
+            "GPUS=8 NODES=2 MASTER=a",
+            "-m torch.distributed.run --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=a",
+        ),
+        (
+            "GPUS=8 NODES=2 HOSTFILE=h",
+            "-m deepspeed.launcher.runner --hostfile=h --num_nodes=2 --num_gpus=8 --no_local_rank",
+        ),
+    ],
+)
+def test_training_is_launched_on_all_gpus_of_all_machines(tmp_path, variables, launch):
+    printed = make("-n", "sft", *variables.split(), "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c").stdout
+    for stage in ("cpt", "sft"):
+        (started,) = re.findall(rf"^py (.*)scripts/{stage}\.py --", printed, re.MULTILINE)
+        assert started.strip() == launch
+
+
+def test_a_further_machine_joins_with_the_same_flags_and_makes_nothing_else(tmp_path):
+    variables = ["GPUS=8", "NODES=2", "MASTER=a", "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c"]
+    first = make("-n", "sft", *variables).stdout.splitlines()
+    for stage in ("cpt", "sft"):
+        (joined,) = make("-n", f"join-{stage}", "NODE=1", *variables).stdout.splitlines()
+        assert joined.replace("--node_rank=1", "--node_rank=0") in first
+
+
+def test_several_machines_without_a_way_to_reach_them_are_refused():
+    process = make("-n", "cpt", "NODES=2", check=False)
+    assert process.returncode != 0
+    assert "NODES=2: say HOSTFILE=" in process.stderr

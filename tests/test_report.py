@@ -206,7 +206,9 @@ def make_run(tmp_path):
     rows = {"copied": 238, "byte": 256, "special": 3, "averaged": 527, "global_mean": 0, "padded": 0}
     made = {"rows": 1024, "tied": True, "parameters": 9, "rows_by_rule": rows, "strangest": {"▁<i>": 21}}
     write(data / "init", manifest(made, inputs={"base": {"path": "models/little", "sha256": "cd" * 32}}))
-    write(data / "pack", manifest({"rows": 10, "tokens": 640, "english_rows": 2}))
+    languages = {"pages": ("ru", 7), "fortunes": ("ru", 1), "pages-en": ("en", 2)}
+    sources = {name: {"language": code, "rows": rows, "tokens": 64 * rows} for name, (code, rows) in languages.items()}
+    write(data / "pack", manifest({"rows": 10, "tokens": 640, "sources": sources}))
     trained = {"steps": 2, "tokens": 640, "train_seconds": 30.0, "tokens_per_second": 21.0, "parameters": 1_500_000}
     trained |= {"processes": 1, "precision": "fp32", "held_out_first": {"ru": 2.0}, "held_out_last": {"ru": 1.5}}
     logged = [{"step": 0, "tokens": 0, "held_out": {"ru": 2.0}}]
@@ -367,6 +369,7 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         "▲ 1.500",
         "guessing 25.0%",
         "abab",
+        "640 tokens were packed in 10 rows:\n128 en, 512 ru.",
         "Row audit after step 1: of 783 new rows\n40 of the input had no gradient yet",
         "the tokens of 41 had not occurred; 2 rows of the input",
         "tiny/sft/metrics.jsonl",

@@ -19,7 +19,7 @@ from tiny_model import save as save_tiny
 from tiny_model import tokenizer as tiny_tokenizer
 
 import cpt
-from lib import documents, machine, models, objective, packing, stage, training
+from lib import documents, machine, mixing, models, objective, packing, stage, training, vocabulary
 from lib.errors import UserError
 
 LENGTH = 16
@@ -35,7 +35,9 @@ def die(self, args, state, control, **_):
 training.Journal.on_step_begin = die
 cli.run(cpt.main)
 """
-FLAGS = ["--batch_size=2", "--accumulation=2", "--log_steps=1", "--save_steps=2", "--eval_steps=3", "--warmup_steps=1"]
+FLAGS = [
+    "--batch_size=2", "--accumulation=2", "--log_steps=1", "--save_steps=2", "--eval_steps=3", "--warmup_steps=1",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +45,14 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     save_tiny(folder / "model")
     tokenizer = models.load_tokenizer(folder / "model")
-    encoded = packing.encode_documents(LINES * 12, tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    sources = {"letters": ("ru", LINES * 12), "table": ("en", [line for line in LINES if line.isascii()] * 40)}
     with stage.output(folder / "pack", inputs={}, settings={}) as building:
-        writer = packing.PackedWriter(building.folder / "train", len(tokenizer))
-        for row in packing.fill_rows(encoded, LENGTH):
-            writer.write(row, replay=False)
-        writer.close()
+        packed = {}
+        for name, (language, texts) in sources.items():
+            writer = packing.ShardWriter(building.folder / "train" / name, LENGTH, len(tokenizer))
+            for ids in packing.encode_documents(texts, tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id):
+                writer.add(ids)
+            packed[name] = {"folder": name, "language": language, "rows": writer.rows}
         with documents.writing(building.folder / "held_out" / "documents", extra=[("split", pa.string())]) as held_out:
             for number, line in enumerate(LINES):
                 language = "en" if line.isascii() else "ru"
@@ -56,7 +60,7 @@ def inputs(tmp_path_factory):
                     {"id": str(number), "text": line, "source": "s", "language": language, "split": "held_out"}
                 )
         building.record(
-            sequence_length=LENGTH, vocabulary=len(tokenizer), tokenizer=models.fingerprint(tokenizer), rows=writer.rows
+            sequence_length=LENGTH, vocabulary=len(tokenizer), tokenizer=models.fingerprint(tokenizer), sources=packed
         )
     dialogue = [{"role": "user", "content": "Да?"}, {"role": "assistant", "content": "Нет."}]
     long = [{"role": "user", "content": "Да?"}, {"role": "assistant", "content": "Нет. " * 100}]
@@ -67,6 +71,10 @@ def inputs(tmp_path_factory):
 
 def cpt_flags(inputs, out, *more):
     return [f"--model={inputs / 'model'}", f"--pack={inputs / 'pack'}", f"--out={out}", *FLAGS, *more]
+
+
+def rows_of(inputs, number=None):
+    return mixing.Mixture(inputs / "pack", replay_share=0.1, rows=number)
 
 
 def read_audit(folder):
@@ -120,24 +128,20 @@ def test_kl_holds_the_model_to_its_start(inputs, tmp_path, script):
         done = script("cpt", *cpt_flags(inputs, out, "--max_steps=6", "--learning_rate=1e-2", f"--kl_weight={weight}"))
         assert done.returncode == 0, done.stderr
         start, end = models.load(inputs / "model")[0], models.load(out)[0]
-        ids = packing.PackedRows(inputs / "pack" / "train", LENGTH, len(tiny_tokenizer()))[0]["input_ids"][None]
+        rows = rows_of(inputs)
+        ids = torch.stack([rows[number]["input_ids"] for number in range(8)])
         p, q = (model(input_ids=ids).logits.log_softmax(-1) for model in (end, start))
         found[weight] = (p.exp() * (p - q)).sum(-1).mean().item()
-    assert found[100.0] < 0.5 * found[0.0]
-
-
-def test_the_body_starts_embedding_steps_later_with_a_warm_up_of_its_own():
-    shared = [0.0, 0.5, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0].__getitem__
-    rates = [training.body_factor(step, shared, 3, 2) for step in range(8)]
-    assert rates == [0, 0, 0, 0, 0.5, 0.4, 0.2, 0]
-    assert [training.body_factor(step, shared, 3, 0) for step in range(8)] == [0, 0, 0, 0.8, 0.6, 0.4, 0.2, 0]
+    assert found[100.0] < 0.8 * found[0.0]
 
 
 def test_rates_of_the_three_groups_from_the_first_step_on(tmp_path):
     settings = {name: parameter.default for name, parameter in inspect.signature(cpt.main).parameters.items()}
-    settings |= {"warmup_steps": 0, "schedule": "linear", "learning_rate": 1.0}
+    settings |= {"warmup_steps": 0, "learning_rate": 1.0}
     args = machine.arguments(tmp_path, **machine.optimiser_settings(settings))
-    trainer = training.LanguageTrainer(model=tiny_model(8), args=args, embedding_learning_rate=2.0, embedding_steps=2)
+    trainer = training.LanguageTrainer(
+        model=tiny_model(8), args=args, schedule="linear", embedding_learning_rate=2.0, embedding_steps=2
+    )
     trainer.create_optimizer_and_scheduler(4)
     rates = []
     for _ in range(4):
@@ -145,6 +149,20 @@ def test_rates_of_the_three_groups_from_the_first_step_on(tmp_path):
         trainer.optimizer.step()
         trainer.lr_scheduler.step()
     assert rates == [[2.0, 0, 0], [1.5, 0, 0], [1.0, 0.5, 0.5], [0.5, 0.25, 0.25]]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_norms_and_embeddings_do_not_decay(tmp_path, tied):
+    settings = {name: parameter.default for name, parameter in inspect.signature(cpt.main).parameters.items()}
+    args = machine.arguments(tmp_path, **machine.optimiser_settings(settings | {"weight_decay": 0.1}))
+    model = tiny_model(8, tie_word_embeddings=tied)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = training.LanguageTrainer(model=model, args=args).create_optimizer()
+    decay = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decay.keys() == set(names.values())
+    spared = {name for name, rate in decay.items() if not rate}
+    assert spared == {name for name in decay if "norm" in name or "embed" in name or "lm_head" in name}
+    assert {decay[name] for name in decay.keys() - spared} == {0.1}
 
 
 def test_only_embeddings_and_head_move_at_first(inputs, tmp_path, script):
@@ -158,12 +176,12 @@ def test_only_embeddings_and_head_move_at_first(inputs, tmp_path, script):
         end = models.load(tmp_path / name)[0].state_dict()
         moved[name] = {weight for weight in start if not torch.equal(start[weight], end[weight])}
     assert moved == {"held": {"model.embed_tokens.weight", "lm_head.weight"}, "freed": set(start)}
-    rows = packing.PackedRows(inputs / "pack" / "train", LENGTH, len(tiny_tokenizer()))
+    rows = rows_of(inputs)
     steps = stage.read_manifest(tmp_path / "freed")["results"]["steps"]
-    assert steps == machine.count_steps(len(rows), 2, 2, 0.3, None) == 5
+    assert steps == -(-len(mixing.Mixture(inputs / "pack", replay_share=0.1, epochs=0.3)) // 4) == 5
 
     model = models.load(inputs / "model")[0]
-    objective.attach_loss(model, len(tiny_tokenizer()))
+    objective.attach_loss(model, torch.tensor(vocabulary.lengths(tiny_tokenizer())))
     model(**packing.collate([rows[number] for number in range(4)], flatten=False)).loss.backward()
     norms = [weight.weight.grad.norm() for weight in (model.get_input_embeddings(), model.get_output_embeddings())]
     logged = json.loads((tmp_path / "held" / "metrics.jsonl").read_text().splitlines()[1])
@@ -176,7 +194,7 @@ def test_only_embeddings_and_head_move_at_first(inputs, tmp_path, script):
 def test_embedding_steps_that_leave_the_body_nothing_are_refused(inputs, tmp_path, held, more, steps):
     settings = {"model": inputs / "model", "pack": inputs / "pack", "out": tmp_path / "out"}
     with pytest.raises(UserError, match=f"embedding_steps {held}: .* below the run's {steps} steps"):
-        cpt.main(**settings, batch_size=2, accumulation=2, embedding_steps=held, **more)
+        cpt.main(**settings, batch_size=2, accumulation=2, replay_share=0.0, embedding_steps=held, **more)
     assert not list(tmp_path.iterdir())
 
 
@@ -184,7 +202,7 @@ def test_embedding_steps_that_leave_the_body_nothing_are_refused(inputs, tmp_pat
 def test_cpt_names_rows_that_training_does_not_reach(inputs, tmp_path, script, tied):
     tokenizer = tiny_tokenizer()
     unseen, huge, padded = tokenizer.convert_tokens_to_ids("q"), tokenizer.convert_tokens_to_ids("Ġthe"), len(tokenizer)
-    seen = packing.PackedRows(inputs / "pack" / "train", LENGTH, padded)[0]["input_ids"][1].item()
+    seen = rows_of(inputs)[0]["input_ids"][1].item()
     model = tiny_model(padded + 4, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=1)
     norms = model.get_input_embeddings().weight.detach().norm(dim=1)
     model.get_input_embeddings().weight.data[[huge, padded + 1]] *= 20
@@ -228,15 +246,18 @@ def test_the_row_audit_goes_on_after_kill_9(inputs, tmp_path, script):
         done = script("cpt", *cpt_flags(inputs, tmp_path / name, *more))
         assert done.returncode == 0, done.stderr
     assert "never got a gradient (watched only after step 1)" in done.stderr
-    rows = packing.PackedRows(inputs / "pack" / "train", LENGTH, len(tiny_tokenizer()))
+    rows = rows_of(inputs)
     for name, watched_after, first in (("killed", 0, 0), ("late", 1, 2)):
         found = read_audit(tmp_path / name)
         assert (found["step"], found["gradients_watched_after_step"]) == (2, watched_after)
         # Where the next position goes on with the document it is predicted, and so gives this one a gradient.
-        reached = rows.tokens[first:4, :-1][rows.positions[first:4, 1:] != 0]
+        read = [rows[number] for number in range(first, 4)]
+        reached = torch.cat([row["input_ids"][:-1][row["position_ids"][1:] != 0] for row in read])
         everything = set(range(len(tiny_tokenizer())))
         assert {row["id"] for row in found["no_gradient"]["input"]["rows"]} == everything - set(reached.tolist())
-        assert {row["id"] for row in found["never_occurred"]} == everything - set(rows.tokens[:4].ravel().tolist())
+        assert {row["id"] for row in found["never_occurred"]} == everything - {
+            token for number in range(4) for token in rows.tokens(number).tolist()
+        }
 
 
 def test_cpt_on_two_processes_has_the_losses_of_one_with_twice_the_accumulation(inputs, tmp_path, script):

@@ -9,14 +9,15 @@ predicted; or something is broken.
 import contextlib
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 
-from lib import models, progress, stage, vocabulary
+from lib import mixing, models, progress, stage, vocabulary
 
 ROWS = "rows.json"  # what the init stage says about its rows
 AUDIT = "audit.json"
@@ -33,22 +34,22 @@ class RowAudit(TrainerCallback):
 
     Args:
         tokenizer: of the model.
-        tokens: ids, packed rows x length, in the order of training.
+        rows: the run's, in the order of training.
         model: folder the training starts from, with rows.json if the init stage made it.
         folder: where audit.json goes.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, tokens: np.ndarray, model: Path, folder: Path):
-        self.tokens, self.folder = tokens, folder
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, rows: mixing.Mixture, model: Path, folder: Path):
+        self.rows, self.folder = rows, folder
         self.spellings = spell(tokenizer)
         self.new, self.ranges = read_rows(model, len(tokenizer))
         self.counts: dict[str, object] = {}
         self._reached: dict[str, torch.Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
-    def on_train_begin(self, args, state, control, model, train_dataloader, **_) -> None:  # noqa: ANN001
+    def on_train_begin(self, args, state, control, model, **_) -> None:  # noqa: ANN001
         """Start watching, or go on with what the checkpoint has noted."""
-        self.last_step = first_tenth(state.max_steps, -(-len(train_dataloader) // args.gradient_accumulation_steps))
+        self.last_step = first_tenth(state.max_steps, math.ceil(self.rows.epoch_rows / rows_per_step(args)))
         if state.global_step >= self.last_step:
             if state.is_world_process_zero:
                 self.counts = count(json.loads((self.folder / AUDIT).read_text(encoding="utf-8")))
@@ -74,11 +75,10 @@ class RowAudit(TrainerCallback):
         norms = {name: row_norms(weight, len(self.new)) for name, weight in matrices(model).items()}
         if not state.is_world_process_zero:
             return
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        read = self.tokens[: state.global_step * batch]
+        read = min(state.global_step * rows_per_step(args), len(self.rows))
         findings = audit(
             new=self.new,
-            occurred=occurring(read, len(self.new)),
+            occurred=occurring(map(self.rows.tokens, range(read)), len(self.new)),
             reached={name: flags.bool().cpu().numpy() for name, flags in self._reached.items()},
             norms=norms,
             ranges=self.ranges,
@@ -86,7 +86,7 @@ class RowAudit(TrainerCallback):
         )
         findings = {
             "step": state.global_step,
-            "tokens": int(read.size),
+            "tokens": read * self.rows.length,
             "gradients_watched_after_step": self.watched_after,
             **findings,
         }
@@ -113,6 +113,11 @@ class RowAudit(TrainerCallback):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for flags in self._reached.values():
                 torch.distributed.all_reduce(flags, op=torch.distributed.ReduceOp.MAX)
+
+
+def rows_per_step(args: TrainingArguments) -> int:
+    """Rows that an optimiser step reads on all devices together."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def first_tenth(total_steps: int, epoch_steps: int) -> int:
@@ -147,12 +152,11 @@ def spell(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     ]
 
 
-def occurring(tokens: np.ndarray, rows: int) -> np.ndarray:
-    """Which ids below `rows` occur in packed rows (rows x length)."""
-    found = np.zeros(rows, dtype=bool)
-    at_once = 4096  # the file is memory-mapped and may be larger than memory
-    for begin in range(0, len(tokens), at_once):
-        found[tokens[begin : begin + at_once].ravel()] = True
+def occurring(rows: Iterable[np.ndarray], vocabulary: int) -> np.ndarray:
+    """Which ids below `vocabulary` occur in packed rows; no more than one is in memory."""
+    found = np.zeros(vocabulary, dtype=bool)
+    for tokens in rows:
+        found[tokens] = True
     return found
 
 

@@ -102,7 +102,9 @@ def closest(word: str, known: typing.Iterable[str]) -> str:
 
 
 def show(settings: dict[str, object]) -> None:
-    """Print the resolved settings, one `name: value` a line."""
+    """Print the resolved settings, one `name: value` a line; of several processes the first does."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     width = max(map(len, settings), default=0)
     for name, value in settings.items():
         print(f"  {name:<{width}}  {value}", file=sys.stderr)

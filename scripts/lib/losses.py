@@ -1,22 +1,53 @@
 """The language-model head and its losses, chunk by chunk: logits for all positions never exist.
 
-L = CE + lambda * KL(P_new || P_ref), the paper's equation 1, with the reference frozen and sharing the vocabulary.
+L = CE + lambda * KL(P_new || P_ref), the paper's equation 1, with the reference frozen. Under a new vocabulary the KL has to be
+made well defined first; a `Distribution` or `Spans` says how (docs of each). One walk over the positions computes logits, losses
+and their gradients with respect to hidden states and head; the backward pass only hands them on.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 IGNORED = -100
+_ALMOST_PARALLEL = 1e-6  # sine of the angle below which slerp is lerp
+
+
+class Distribution(NamedTuple):
+    """A reference that is asked for its whole distribution, at some positions.
+
+    The loss at such a position is sum over u of Q(u) log(Q(u) / P_ref(u)), Q being the trained model's distribution P, or,
+    with `pieces`, P pushed forward to the reference's vocabulary: Q(u) = sum of P(v) over all v with pieces[v] = u. It is never
+    negative, zero where both agree, and at most the KL over anything finer.
+    """
+
+    hidden: torch.Tensor  # the reference's last hidden states, k x d_ref
+    weight: torch.Tensor  # its head, rows_ref x d_ref, without padded rows
+    at: torch.Tensor | None = None  # which of the trained model's positions they belong to, k, ascending; None: all
+    pieces: torch.Tensor | None = (
+        None  # each token's first piece in the reference's vocabulary, rows; None: the same vocabulary
+    )
+
+
+class Spans(NamedTuple):
+    """A reference that is asked how likely stretches of text are, whatever their tokens (approximate likelihood matching).
+
+    The loss of a span c is the binary KL q log(q / p) + (1 - q) log((1 - q) / (1 - p)) of q = P(c)^(1/T) from p = P_ref(c)^(1/T).
+    """
+
+    of: torch.Tensor  # the span that each position's next token belongs to, positions, ascending; -1 for none
+    log_p: torch.Tensor  # the reference's log probability of each span, in nats
+    temperature: float = 1.0  # T
 
 
 class HeadLoss(NamedTuple):
-    """Sums over counted positions: `loss` carries the gradient; `ce` and `kl` (nats) are for the log."""
+    """`loss` carries the gradient; the rest, in nats, is for the log."""
 
     loss: torch.Tensor
-    ce: torch.Tensor
-    kl: torch.Tensor
+    ce: torch.Tensor  # of each counted position, in their order
+    kl: torch.Tensor  # summed over the reference's positions or spans
 
 
 def head_loss(
@@ -24,12 +55,14 @@ def head_loss(
     weight: torch.Tensor,
     targets: torch.Tensor,
     *,
-    ref_hidden: torch.Tensor | None = None,
-    ref_weight: torch.Tensor | None = None,
-    kl_weight: float = 0.0,
+    reference: Distribution | Spans | None = None,
+    ce_weight: float | torch.Tensor = 1.0,
+    kl_weight: float | torch.Tensor = 1.0,
+    z_weight: float = 0.0,
+    slerp: float | None = None,
     chunk: int = 512,
 ) -> HeadLoss:
-    """Sum over positions of CE + kl_weight * KL(P || P_ref), with P = softmax(hidden @ weight.T).
+    """ce_weight * sum of CE + kl_weight * sum of KL, with P = softmax(hidden @ weight.T).
 
     Peak memory is a few times chunk x rows; both gradients are computed in the forward pass.
 
@@ -37,9 +70,14 @@ def head_loss(
         hidden: last hidden states, positions x d.
         weight: the head, rows x d, without padded rows.
         targets: the next token of each position; positions with -100 count for nothing.
-        ref_hidden: the reference model's hidden states, positions x d_ref.
-        ref_weight: the reference's head, rows x d_ref.
-        kl_weight: lambda; the KL is computed only if a reference is given.
+        reference: what the KL is taken from, its positions counted among all of `hidden`'s; none for plain CE. At positions with
+            target -100 there is none.
+        ce_weight: before the sum of CE; 1 / positions for a mean.
+        kl_weight: before the sum of KL.
+        z_weight: z-loss: z_weight * log(sum of exp(logits))^2 is added to each position's CE in `loss`.
+        slerp: in place of the sum, interpolate the two terms' gradients at the hidden states on the sphere, at this t from 0 (CE)
+            to 1 (KL): direction slerp(g_ce, g_kl; t), length (1 - t) |g_ce| + t |g_kl|. That is a sum with other weights, which the
+            head's gradient gets too; `loss` is that sum.
         chunk: positions at a time.
     """
     counted = targets != IGNORED
@@ -48,9 +86,8 @@ def head_loss(
             hidden[counted],
             weight,
             targets[counted],
-            None if ref_hidden is None else ref_hidden[counted],
-            ref_weight,
-            kl_weight,
+            _among(reference, counted),
+            (ce_weight, kl_weight, z_weight, slerp),
             chunk,
         )
     )
@@ -60,19 +97,45 @@ def plain_head_loss(
     hidden: torch.Tensor,
     weight: torch.Tensor,
     targets: torch.Tensor,
-    ref_hidden: torch.Tensor | None = None,
-    ref_weight: torch.Tensor | None = None,
-    kl_weight: float = 0.0,
+    *,
+    reference: Distribution | Spans | None = None,
+    ce_weight: float = 1.0,
+    kl_weight: float = 1.0,
+    z_weight: float = 0.0,
 ) -> HeadLoss:
     """The same by the textbook formula and autograd, all logits at once: what the tests and benchmarks compare with."""
     counted = targets != IGNORED
-    log_p = F.log_softmax((hidden[counted] @ weight.T).float(), dim=-1)
-    ce = F.nll_loss(log_p, targets[counted], reduction="sum")
-    if ref_hidden is None:
-        return HeadLoss(ce, ce.detach(), torch.zeros_like(ce.detach()))
-    log_r = F.log_softmax((ref_hidden[counted] @ ref_weight.T).float(), dim=-1)
-    kl = (log_p.exp() * (log_p - log_r)).sum()
-    return HeadLoss(ce + kl_weight * kl, ce.detach(), kl.detach())
+    reference = _among(reference, counted)
+    logits = (hidden[counted] @ weight.T).float()
+    log_p = F.log_softmax(logits, dim=-1)
+    ce = F.nll_loss(log_p, targets[counted], reduction="none")
+    kl = torch.zeros((), device=hidden.device)
+    if isinstance(reference, Distribution):
+        q = log_p.exp() if reference.at is None else log_p[reference.at].exp()
+        if reference.pieces is not None:
+            q = q.new_zeros(len(q), len(reference.weight)).index_add(1, reference.pieces, q)
+        log_r = F.log_softmax((reference.hidden @ reference.weight.T).float(), dim=-1)
+        kl = torch.where(q > 0, q * (q.clamp_min(torch.finfo(q.dtype).tiny).log() - log_r), 0.0).sum()
+    elif isinstance(reference, Spans):
+        inside = reference.of >= 0
+        log_q = -ce.new_zeros(len(reference.log_p)).index_add(0, reference.of[inside], ce[inside])
+        kl = _binary_kl(log_q / reference.temperature, reference.log_p / reference.temperature).sum()
+    z = (torch.logsumexp(logits, dim=-1) ** 2).sum()
+    return HeadLoss(ce_weight * (ce.sum() + z_weight * z) + kl_weight * kl, ce.detach(), kl.detach())
+
+
+@torch.no_grad()
+def token_log_probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk: int = 512
+) -> torch.Tensor:
+    """Log P of each position's target, in nats, the logits never whole; of what `head_loss` takes."""
+    found = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+    weight = weight.to(hidden.dtype)
+    for begin in range(0, len(targets), chunk):
+        rows = slice(begin, begin + chunk)
+        logits = (hidden[rows] @ weight.T).float()
+        found[rows] = logits.gather(1, targets[rows, None])[:, 0] - torch.logsumexp(logits, dim=-1)
+    return found
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -82,55 +145,198 @@ class _HeadLoss(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         targets: torch.Tensor,
-        ref_hidden: torch.Tensor | None,
-        ref_weight: torch.Tensor | None,
-        kl_weight: float,
+        reference: Distribution | Spans | None,
+        weights: tuple[float | torch.Tensor, float | torch.Tensor, float, float | None],
         chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        ce = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        kl = torch.zeros_like(ce)
-        weight_used = weight.to(hidden.dtype)
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # Accumulated in fp32 over the chunks, whatever the weights are kept in.
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs_weight else None
-        for begin in range(0, hidden.shape[0], chunk):
-            rows = slice(begin, begin + chunk)
-            log_p = torch.log_softmax((hidden[rows] @ weight_used.T).float(), dim=-1)
+        ce_weight, kl_weight, z_weight, slerp = weights
+        head = weight.to(hidden.dtype)
+        gradients = _Gradients(hidden, weight, ctx.needs_input_grad)
+        of_kl = _Gradients(hidden, weight, ctx.needs_input_grad) if slerp is not None and reference else None
+        ce = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        z, kl = torch.zeros(2, dtype=torch.float32, device=hidden.device)
+        for rows in _stretches(len(targets), chunk, reference):
+            log_p = (hidden[rows] @ head.T).float()
+            log_z = torch.logsumexp(log_p, dim=-1, keepdim=True)
+            log_p -= log_z
             at_target = targets[rows, None]
-            ce -= log_p.gather(1, at_target).sum()
-            if ref_hidden is None:
-                grad = log_p.exp_()
+            ce[rows] = -log_p.gather(1, at_target)[:, 0]
+            z += (log_z**2).sum()
+            # d CE / d logits is p - onehot, and d log_z^2 / d logits is 2 log_z p.
+            of_target = torch.ones_like(log_z) * ce_weight
+            of_p = of_target * (1 + 2 * z_weight * log_z)
+            slope = torch.zeros_like(log_z)
+            if isinstance(reference, Spans):
+                each, found = _span_kl(ce[rows], reference, rows)
+                kl += each
+                slope = found[:, None] * kl_weight
+            if of_kl is None:
+                grad, each = _by_logits(log_p, of_p + slope, of_target + slope, at_target, reference, rows, kl_weight)
             else:
-                ref_logits = (ref_hidden[rows] @ ref_weight.to(ref_hidden.dtype).T).float()
-                # log(p / r), with r's normaliser; d KL / d logits = p * (log(p / r) - KL).
-                ratio = log_p - ref_logits
-                ratio += torch.logsumexp(ref_logits, dim=-1, keepdim=True)
-                del ref_logits
-                probabilities = log_p.exp_()
-                kl_each = torch.linalg.vecdot(probabilities, ratio).unsqueeze(1)
-                kl += kl_each.sum()
-                grad = ratio.sub_(kl_each).mul_(kl_weight).add_(1.0).mul_(probabilities)
-                del probabilities
-            grad.scatter_add_(1, at_target, torch.full_like(at_target, -1, dtype=grad.dtype))
-            grad = grad.to(hidden.dtype)
-            if needs_hidden:
-                torch.mm(grad, weight_used, out=grad_hidden[rows])
-            if needs_weight:
-                if grad.dtype == grad_weight.dtype:
-                    grad_weight.addmm_(grad.T, hidden[rows])
-                else:
-                    grad_weight += grad.T @ hidden[rows]
-        ctx.weight_dtype = weight.dtype
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad, each = _by_logits(log_p.clone(), slope, slope, at_target, reference, rows, kl_weight)
+                of_kl.add(rows, grad, head)
+                grad, _ = _by_logits(log_p, of_p, of_target, at_target, None, rows, 0.0)
+            kl += each
+            gradients.add(rows, grad, head)
+        if of_kl is not None:
+            by_ce, by_kl = _slerp_factors(gradients.of_hidden, of_kl.of_hidden, slerp)
+            gradients.combine(by_ce, of_kl, by_kl)
+            ce_weight, kl_weight = by_ce * ce_weight, by_kl * kl_weight
+        ctx.gradients = gradients
         ctx.mark_non_differentiable(ce, kl)
-        return ce + kl_weight * kl, ce, kl
+        return ce_weight * (ce.sum() + z_weight * z) + kl_weight * kl, ce, kl
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad_loss: torch.Tensor, *_: object) -> tuple:
-        grad_hidden, grad_weight = ctx.saved_tensors
+        gradients = ctx.gradients
+        del ctx.gradients  # large, and scaled in place: there is no second backward pass
+        return *gradients.times(grad_loss), *[None] * 4
+
+
+class _Gradients:
+    """Sums of gradients over the walk, each None if nobody needs it; the head's in fp32, whatever it is kept in."""
+
+    def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, ...]):
+        self.hidden, self.weight_type = hidden.detach(), weight.dtype
+        self.of_hidden = torch.empty_like(hidden) if needed[0] else None
+        self.of_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed[1] else None
+
+    def add(self, rows: slice, by_logits: torch.Tensor, head: torch.Tensor) -> None:
+        by_logits = by_logits.to(self.hidden.dtype)
+        if self.of_hidden is not None:
+            torch.mm(by_logits, head, out=self.of_hidden[rows])
+        if self.of_weight is None:
+            return
+        if by_logits.dtype == self.of_weight.dtype:
+            self.of_weight.addmm_(by_logits.T, self.hidden[rows])
+        else:
+            self.of_weight += by_logits.T @ self.hidden[rows]
+
+    def combine(self, factor: torch.Tensor, other: "_Gradients", other_factor: torch.Tensor) -> None:
+        for mine, theirs in ((self.of_hidden, other.of_hidden), (self.of_weight, other.of_weight)):
+            if mine is not None:
+                mine.mul_(factor.to(mine.dtype)).add_(theirs.mul_(other_factor.to(theirs.dtype)))
+
+    def times(self, factor: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        of_hidden, of_weight = self.of_hidden, self.of_weight
         return (
-            None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype),
-            None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype),
-            *[None] * 5,
+            None if of_hidden is None else of_hidden.mul_(factor.to(of_hidden.dtype)),
+            None if of_weight is None else of_weight.mul_(factor).to(self.weight_type),
         )
+
+
+def _among(reference: Distribution | Spans | None, counted: torch.Tensor) -> Distribution | Spans | None:
+    """The same reference, its positions counted among the counted ones."""
+    if isinstance(reference, Spans):
+        return reference._replace(of=reference.of[counted])
+    if reference is None:
+        return None
+    if reference.at is None:
+        return reference._replace(hidden=reference.hidden[counted])
+    kept = counted[reference.at]
+    places = counted.cumsum(0) - 1
+    return reference._replace(hidden=reference.hidden[kept], at=places[reference.at[kept]])
+
+
+def _stretches(positions: int, chunk: int, reference: Distribution | Spans | None) -> Iterator[slice]:
+    """Slices of `chunk` positions, longer where they would cut a span."""
+    of = reference.of.tolist() if isinstance(reference, Spans) else None
+    begin = 0
+    while begin < positions:
+        end = min(begin + chunk, positions)
+        while of and end < positions and of[end] == of[end - 1] >= 0:
+            end += 1
+        yield slice(begin, end)
+        begin = end
+
+
+def _by_logits(
+    log_p: torch.Tensor,
+    of_p: torch.Tensor,
+    of_target: torch.Tensor,
+    at_target: torch.Tensor,
+    reference: Distribution | Spans | None,
+    rows: slice,
+    kl_weight: float | torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """of_p * p - of_target * onehot + kl_weight * d KL / d logits, and the KL; `log_p` is overwritten."""
+    kl = 0.0
+    if not isinstance(reference, Distribution):
+        grad = log_p.exp_().mul_(of_p)
+    elif reference.at is None:
+        slope, kl = _kl_slope(log_p, reference, rows)
+        grad = slope.mul_(kl_weight).add_(of_p).mul_(log_p)
+    else:
+        first, last = torch.searchsorted(
+            reference.at, torch.tensor([rows.start, rows.stop], device=log_p.device)
+        ).tolist()
+        at = reference.at[first:last] - rows.start
+        p_there = log_p[at]
+        slope, kl = _kl_slope(p_there, reference, slice(first, last))
+        grad = log_p.exp_().mul_(of_p).index_add_(0, at, slope.mul_(kl_weight).mul_(p_there))
+    return grad.scatter_add_(1, at_target, -of_target), kl
+
+
+def _kl_slope(log_p: torch.Tensor, reference: Distribution, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """What d KL / d logits is p times, and the KL; `log_p` becomes p."""
+    log_r = (reference.hidden[rows] @ reference.weight.to(reference.hidden.dtype).T).float()
+    log_r -= torch.logsumexp(log_r, dim=-1, keepdim=True)
+    if reference.pieces is None:
+        log_ratio = log_p - log_r
+        q = p = log_p.exp_()
+    else:
+        p = log_p.exp_()
+        q = torch.zeros_like(log_r).index_add_(1, reference.pieces, p)
+        log_ratio = q.clamp_min(torch.finfo(q.dtype).tiny).log_().sub_(log_r)
+    del log_r
+    # d / d logits_v of sum over u of Q(u) log(Q(u) / R(u)) is p_v (log(Q / R) at v's piece - KL).
+    each = torch.linalg.vecdot(q, log_ratio)[:, None]
+    slope = log_ratio.sub_(each)
+    if reference.pieces is not None:
+        slope = slope.index_select(1, reference.pieces)
+    return slope, each.sum()
+
+
+def _span_kl(ce: torch.Tensor, reference: Spans, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The KL of the spans in these positions, and what d KL / d logits is (p - onehot) times, by position."""
+    of = reference.of[rows]
+    inside = of >= 0
+    spans, local = torch.unique(of[inside], return_inverse=True)
+    log_q = -torch.zeros(len(spans), device=ce.device).index_add_(0, local, ce[inside]) / reference.temperature
+    log_p = reference.log_p[spans] / reference.temperature
+    slope = torch.zeros_like(ce)
+    by_log_q = _log_q(log_q).exp() * (_log_odds(log_q) - _log_odds(log_p))
+    slope[inside] = -by_log_q[local] / reference.temperature
+    return _binary_kl(log_q, log_p).sum(), slope
+
+
+def _log_q(log_q: torch.Tensor) -> torch.Tensor:
+    """A log probability kept below 0 by what single precision can tell: 1 - q is divided by."""
+    return log_q.clamp_max(-1e-6)
+
+
+def _log_odds(log_q: torch.Tensor) -> torch.Tensor:
+    log_q = _log_q(log_q)
+    return log_q - torch.log(-torch.expm1(log_q))
+
+
+def _binary_kl(log_q: torch.Tensor, log_p: torch.Tensor) -> torch.Tensor:
+    """KL of one coin from another, by the logs of their probabilities."""
+    log_q, log_p = _log_q(log_q), _log_q(log_p)
+    log_rest_q, log_rest_p = torch.log(-torch.expm1(log_q)), torch.log(-torch.expm1(log_p))
+    return log_q.exp() * (log_q - log_p) + log_rest_q.exp() * (log_rest_q - log_rest_p)
+
+
+def _slerp_factors(one: torch.Tensor, other: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and b for which a * one + b * other has the direction slerp(one, other; t) and length (1 - t) |one| + t |other|."""
+    lengths = torch.stack([one.float().norm(), other.float().norm()])
+    shares = torch.tensor([1 - t, t], device=one.device)
+    if lengths.min() > 0:
+        cosine = torch.dot(one.flatten().float(), other.flatten().float()) / lengths.prod()
+        angle = torch.arccos(cosine.clamp(-1, 1))
+        length = (shares * lengths).sum()
+        if torch.sin(angle) > _ALMOST_PARALLEL:
+            shares = torch.sin(shares * angle) / torch.sin(angle)
+        shares = shares * length / lengths
+    return shares[0], shares[1]

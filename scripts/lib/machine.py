@@ -1,9 +1,16 @@
-"""What a training run runs on: attention, precision, processes and Trainer's arguments for them."""
+"""What a training run runs on: attention, precision, processes and Trainer's arguments for them.
+
+Processes are torchrun's or DeepSpeed's launcher's, one a GPU (on CPUs over gloo); RANK and WORLD_SIZE tell them apart, on one
+machine and on several. Their folders are on a file system that all of them share: the process of rank 0 writes what there is one of.
+"""
 
 import importlib.util
 import inspect
+import logging
 import math
 import os
+import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -13,9 +20,10 @@ from transformers import TrainingArguments
 
 from lib.errors import UserError
 
-Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "flash_attention_2"]
+# What a launcher would say to one process alone; torch finds a free port for 0.
+ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
 
 def on_cuda() -> bool:
@@ -47,7 +55,6 @@ def arguments(
     adam_epsilon: float,
     weight_decay: float,
     warmup_steps: int,
-    schedule: Schedule,
     max_grad_norm: float,
     batch_size: int,
     accumulation: int,
@@ -63,11 +70,16 @@ def arguments(
 ) -> TrainingArguments:
     """Trainer's arguments from a script's settings; checkpoints go to `folder`/checkpoints.
 
-    With DeepSpeed it has to be called before the trained model is loaded, and after the frozen one.
+    With DeepSpeed it has to be called before the trained model is loaded, and after the frozen one: ZeRO-3 splits over the
+    processes whatever is loaded from then on, and a frozen model has to be whole on each.
+
+    Raises:
+        UserError: DeepSpeed is asked for and missing, or its settings are.
     """
-    bf16 = precision == "bf16" or (precision == "auto" and on_cuda() and torch.cuda.is_bf16_supported())
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1  # torchrun's
-    return TrainingArguments(
+    if deepspeed is not None:
+        _start_deepspeed(deepspeed)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    made = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         learning_rate=learning_rate,
         adam_beta1=adam_beta1,
@@ -75,13 +87,12 @@ def arguments(
         adam_epsilon=adam_epsilon,
         weight_decay=weight_decay,
         warmup_steps=warmup_steps,
-        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
         max_grad_norm=max_grad_norm,
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
         num_train_epochs=epochs,
         max_steps=max_steps or -1,
-        bf16=bf16,
+        bf16=trains_in_bf16(precision),
         activation_checkpointing=gradient_checkpointing,
         deepspeed=str(deepspeed) if deepspeed else None,
         save_steps=save_steps,
@@ -95,6 +106,10 @@ def arguments(
         disable_tqdm=True,
         report_to="none",
     )
+    # Without a launcher Trainer would put several visible GPUs to use by DataParallel, whose copies of a model know nothing of a
+    # patched forward (lib/objective.py).
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 def optimiser_settings(settings: Mapping[str, object]) -> dict[str, object]:
@@ -104,8 +119,22 @@ def optimiser_settings(settings: Mapping[str, object]) -> dict[str, object]:
 
 def count_steps(rows: int, batch_size: int, accumulation: int, epochs: float, max_steps: int | None) -> int:
     """The optimiser steps of a run of these settings, as Trainer counts them."""
-    processes = int(os.environ.get("WORLD_SIZE") or torch.cuda.device_count() or 1)  # without torchrun: DataParallel
-    return max_steps or math.ceil(epochs * math.ceil(rows / (batch_size * accumulation * processes)))
+    return max_steps or math.ceil(epochs * math.ceil(rows / (batch_size * accumulation * count_processes())))
+
+
+def count_processes() -> int:
+    """How many GPUs, or processes on CPUs, share a step, on all machines together; known before `arguments`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def trains_in_bf16(precision: Precision) -> bool:
+    """Whether training is in mixed precision; 'auto' is on a GPU that has bf16."""
+    return precision == "bf16" or (precision == "auto" and on_cuda() and torch.cuda.is_bf16_supported())
+
+
+def device() -> torch.device:
+    """Where this process trains, for what is loaded before `arguments`."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if on_cuda() else torch.device("cpu")
 
 
 def finish_distributed() -> None:
@@ -113,7 +142,34 @@ def finish_distributed() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()  # os._exit does not
         os._exit(0)
+
+
+def _start_deepspeed(settings: Path) -> None:
+    """Ready DeepSpeed for TrainingArguments, without a launcher as one process alone (DeepSpeed would ask MPI)."""
+    if not settings.is_file():
+        raise UserError(f"deepspeed: {settings}: no such file")
+    if not _is_installed("deepspeed"):
+        raise UserError(
+            "deepspeed: asked for, but the package is not installed; the GPU image has it, or "
+            "pip install -r requirements/deepspeed.txt"
+        )
+    if "RANK" not in os.environ:
+        os.environ.update(ALONE)
+    # accelerate warns that DeepSpeed accumulates, not itself; torch, of DeepSpeed's older names for its functions.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if on_cuda():
+        return
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+
+    # Its reductions by shared memory, for inference, would be compiled first: a minute, and only where there is a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Here, because TrainingArguments make a process group that DeepSpeed knows nothing of if there are only CPUs.
+    deepspeed.init_distributed(dist_backend="gloo")
 
 
 def _is_installed(package: str) -> bool:

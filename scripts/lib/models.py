@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from lib.errors import UserError
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # an installed DeepSpeed, which accelerate imports, would warn of it
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

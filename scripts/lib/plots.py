@@ -4,6 +4,7 @@ Each panel is about as wide as a phone, so that a page lays several side by side
 """
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -120,6 +121,59 @@ def training(title: str, records: Sequence[Mapping]) -> list[Markup]:
     if held_out := held_out_series(records):
         panels.append(curves(f"{title}: held-out text", held_out, unit="bits per byte"))
     return panels
+
+
+def forgetting(records: Sequence[Mapping], *, replay: str) -> str | None:
+    """A picture of what learning one language costs in another, a dot an evaluation: the replay language's held-out bits per
+    byte, and the KL of the steps since the evaluation before, against the first other language's gain since the start.
+
+    Args:
+        records: of metrics.jsonl.
+        replay: the language that may be forgotten, as its held-out text is called.
+
+    Returns:
+        An SVG file, or None before there are two evaluations of both.
+    """
+    points = [record for record in records if record.get("held_out")]
+    target = next((language for record in points for language in record["held_out"] if language != replay), None)
+    if len(points) < 2 or target is None or replay not in points[0]["held_out"]:
+        return None
+    gain = {record["step"]: points[0]["held_out"][target] - record["held_out"][target] for record in points}
+    lost = [(gain[record["step"]], record["held_out"][replay]) for record in points]
+    held = []
+    for before, record in itertools.pairwise(points):
+        kl = [r["kl"] for r in records if "kl" in r and before["step"] < r["step"] <= record["step"]]
+        if any(kl):
+            held.append((gain[record["step"]], sum(kl) / len(kl)))
+    x = f"{target}: bits per byte gained since the start"
+    limit = points[-1].get("budget")
+    dashed = " (dashed: the budget)" if limit else ""
+    ends = (points[0]["step"], points[-1]["step"])
+    panels = {f"Held-out {replay}, bits per byte{dashed}": _path(lost, x=x, ends=ends, line=limit)}
+    if held:
+        panels["KL to the reference, nats per position"] = _path(held, x=x, ends=(points[1]["step"], ends[1]))
+    return picture(panels, height=3.4)
+
+
+def _path(points: Sequence[tuple[float, float]], *, x: str, ends: tuple[int, int], line: float | None = None) -> Draw:
+    """Dots in their order, joined; the first hollow, the first and the last with their steps."""
+
+    def draw(axes: Axes) -> None:
+        across, up = zip(*points, strict=True)
+        axes.plot(across, up, "o-", color=SERIES[0], linewidth=1.4, markersize=4.5)
+        axes.plot(across[:1], up[:1], "o", color=SERIES[0], markerfacecolor="white", markersize=5.5)
+        beside = ((0, -15), "center"), ((7, -4), "left")  # under the first, right of the last
+        for place, step, (offset, side) in zip((0, -1), ends, beside, strict=True):
+            spelt = {"textcoords": "offset points", "ha": side, "color": MUTED, "fontsize": 10}
+            axes.annotate(f"step {step}", points[place], offset, **spelt)
+        if line is not None:
+            axes.axhline(line, color=SERIES[1], linestyle=(0, (4, 3)), linewidth=1.2)
+        axes.margins(x=0.18, y=0.18)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.tick_params(axis="y", labelcolor=MUTED)
+        axes.set_xlabel(x)
+
+    return draw
 
 
 def precision_recall(evaluation: Mapping, threshold: float) -> list[Markup]:

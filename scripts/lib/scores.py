@@ -9,6 +9,7 @@ MADE_BY = {
     "base": "the model as it was fetched",
     "init": "new vocabulary, not trained yet",
     "cpt": "after continued pre-training",
+    "merge": "init and cpt interpolated",
     "sft": "after instruction tuning",
 }
 

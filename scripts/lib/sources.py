@@ -37,6 +37,8 @@ REGISTRIES = {
     "npm": ("the npm registry", "npm_config_registry"),
     "apt": ("the Debian archive", "/etc/apt/sources.list"),
 }
+LEAST_PYTHON = "3.11"  # that the project runs on
+LINE_CORPUS = ".cor"  # text files of a document a line, as gensim calls them
 TOOLS = {"npm": ("npm",), "apt": ("apt-get", "dpkg-deb"), "pypi": ()}
 
 
@@ -122,11 +124,16 @@ def records(
         ):
             yield f"{source.package}:{number}", record
         return
-    readable = [file for file in matching(folder, source.files) if file.name.endswith(documents.READABLE)]
+    kinds = (*documents.READABLE, LINE_CORPUS)
+    readable = [file for file in matching(folder, source.files) if file.name.endswith(kinds)]
     if not readable:
-        raise UserError(f"{folder}: no file that can be read ({', '.join(documents.READABLE)})")
+        raise UserError(f"{folder}: no file that can be read ({', '.join(kinds)})")
     for file in readable:
-        for place, record in documents.read_records(file, on_error=on_error, skipped=skipped):
+        if file.suffix == LINE_CORPUS:
+            found = _lines(file)
+        else:
+            found = documents.read_records(file, on_error=on_error, skipped=skipped)
+        for place, record in found:
             yield f"{file}:{place}", record
 
 
@@ -264,6 +271,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _lines(file: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, record) of a document a line; bytes that are not UTF-8 are left for the reader to refuse."""
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for place, line in enumerate(lines, start=1):
+            yield place, {"text": line}
+
+
 class _CommandError(Exception):
     """A command failed; the text is all that it said."""
 
@@ -290,7 +304,8 @@ def _artefact(record: dict, folder: Path) -> Artefact:
 def _pip(package: str, version: str | None, sha256: str | None, folder: Path, platform: str | None) -> None:
     """Pip checks the index's hash, and ours before it reads anything of the file.
 
-    Packages are only unpacked, never installed or run, so it does not matter which Python they are for.
+    Packages are only unpacked, never installed or run, so it does not matter which Python they are for: of a package
+    that has a file for each, the one for LEAST_PYTHON is taken, whose hash can then be pinned.
     """
     command = [
         sys.executable,
@@ -305,7 +320,7 @@ def _pip(package: str, version: str | None, sha256: str | None, folder: Path, pl
     ]
     command += ["--retries=2", f"--dest={folder}"]
     if platform:
-        command += [f"--platform={platform}", "--only-binary=:all:"]
+        command += [f"--platform={platform}", f"--python-version={LEAST_PYTHON}", "--only-binary=:all:"]
     with tempfile.TemporaryDirectory() as scratch:
         wanted = Path(scratch) / "requirements.txt"
         wanted.write_text(

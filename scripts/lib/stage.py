@@ -59,7 +59,9 @@ def output(
     paths = {"out", *inputs}
     settings = {name: _plain(value) for name, value in settings.items() if name not in paths}
     partial = out.with_name(out.name + ".partial")
-    _prepare(partial, {"settings": settings, "inputs": described}, resume)
+    # A checkpoint of several processes is no other number's.
+    processes = {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    _prepare(partial, {"settings": settings, "inputs": described, "launch": processes}, resume)
     building = Output(partial)
     yield building
     if not _is_main_process():
@@ -160,6 +162,7 @@ def _prepare(partial: Path, identity: dict[str, object], resume: bool) -> None:
         changed = [
             f"{key}: {before[part].get(key)} then, {identity[part].get(key)} now"
             for part in identity
+            if part in before
             for key in sorted(before[part].keys() | identity[part].keys())
             if before[part].get(key) != identity[part].get(key)
         ]

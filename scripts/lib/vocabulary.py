@@ -38,6 +38,11 @@ def surfaces(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
     return result
 
 
+def lengths(tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Bytes of each token's surface, by id; 0 for special tokens."""
+    return [len(surface or b"") for surface in surfaces(tokenizer)]
+
+
 def byte_token(piece: str) -> int | None:
     """The byte of a byte-fallback piece `<0xNN>`, else None."""
     return int(piece[3:5], 16) if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">") else None
