@@ -134,7 +134,9 @@ def test_every_yaml_is_loaded_safely_and_holds_no_number_read_as_text(path):
     ],
 )
 def test_training_is_launched_on_all_gpus_of_all_machines(tmp_path, variables, launch):
-    printed = make("-n", "sft", *variables.split(), "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c").stdout
+    printed = make(
+        "-n", "sft", *variables.split(), "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c"
+    ).stdout
     for stage in ("cpt", "sft"):
         (started,) = re.findall(rf"^py (.*)scripts/{stage}\.py --", printed, re.MULTILINE)
         assert started.strip() == launch

@@ -103,7 +103,9 @@ class LanguageTrainer(Trainer):
             for parameter in trained.parameters():
                 if parameter.requires_grad:
                     in_vocabulary = id(parameter) in of_vocabulary
-                    shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty vector in its place
+                    shape = getattr(
+                        parameter, "ds_shape", parameter.shape
+                    )  # ZeRO-3 leaves an empty vector in its place
                     (embeddings if in_vocabulary else vectors if len(shape) < 2 else matrices).append(parameter)
             rate = self.embedding_learning_rate or self.args.learning_rate
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
