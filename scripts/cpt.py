@@ -20,6 +20,7 @@ from lib import (
     budget,
     cli,
     documents,
+    generation,
     guard,
     machine,
     mixing,
@@ -27,7 +28,6 @@ from lib import (
     objective,
     packing,
     processes,
-    samples,
     schedules,
     stage,
     trackers,
@@ -161,7 +161,7 @@ def main(
         raise UserError(f"embedding_steps {embedding_steps}: has to be 0 or more, and below the run's {steps} steps")
     models.check_same_tokenizer(models.load_tokenizer(model), packed["tokenizer"], model, pack)
     implementation = machine.choose_attention(attention)
-    with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
+    with stage.output(out, inputs=inputs, settings=settings, resume=True, adjustable=training.ADJUSTABLE) as building:
         torch.manual_seed(seed)
         tokenizer = models.load_tokenizer(model)
         sample = documents.held_out(pack / "held_out" / "documents", eval_characters)
@@ -197,7 +197,7 @@ def main(
             reference=None if held is None else held.model,
             read=None if held is None else held.inputs,
             languages=(rows.target_language, packing.REPLAY_LANGUAGE),
-            prompts=samples.read_prompts(prompts) if prompts else (),
+            prompts=generation.read_prompts(prompts) if prompts else (),
             report_to=report_to,
             callbacks=[rows_audit],
         )

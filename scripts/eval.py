@@ -58,12 +58,13 @@ def main(
     if lost := [str(path) for path in tasks if not path.is_file()]:
         raise UserError(f"{lost[0]}: no such task file; the project's own are in configs/eval/")
     texts = read_texts(held_out, held_out_documents, max_document_chars, seed)
-    questions = read_prompts(prompts)[:limit] if prompts is not None else []
     inputs = {"model": model, "held_out": held_out, "prompts": prompts}
     with stage.output(out, inputs=inputs, settings=settings) as building:
         import torch
 
         from lib import fertility, generation, harness, metrics, models
+
+        questions = generation.read_prompts(prompts)[:limit] if prompts is not None else []
 
         if window > (longest := models.context_length(model)):
             raise UserError(f"--window={window}: {model} was made for {longest:,} tokens at most")
@@ -129,21 +130,6 @@ def shorten(text: str, max_chars: int) -> str:
     if not (text[max_chars].isspace() or kept[-1].isspace()) and len(kept.split()) > 1:
         kept = kept.rsplit(maxsplit=1)[0]
     return kept.rstrip()
-
-
-def read_prompts(path: Path) -> list[dict[str, str]]:
-    """Prompts with their id and category.
-
-    Raises:
-        UserError: a line lacks one of the fields.
-    """
-    prompts = []
-    for number, line in documents.read_json_lines(path):
-        lacking = [field for field in ("id", "category", "prompt") if not isinstance(line.get(field), str)]
-        if lacking:
-            raise UserError(f"{path}:{number}: no text field '{lacking[0]}'")
-        prompts.append({field: line[field] for field in ("id", "category", "prompt")})
-    return prompts
 
 
 def write_lines(path: Path, lines: Iterable[dict]) -> None:

@@ -18,6 +18,7 @@ from lib import (
     cli,
     dialogues,
     documents,
+    generation,
     guard,
     machine,
     models,
@@ -25,7 +26,6 @@ from lib import (
     packing,
     processes,
     progress,
-    samples,
     schedules,
     stage,
     trackers,
@@ -123,7 +123,7 @@ def main(
         **{f"instructions[{n}]": p for n, p in enumerate(instructions)},
     }
     implementation = machine.choose_attention(attention)
-    with stage.output(out, inputs=inputs, settings=settings, resume=True) as building:
+    with stage.output(out, inputs=inputs, settings=settings, resume=True, adjustable=training.ADJUSTABLE) as building:
         torch.manual_seed(seed)
         args = machine.arguments(building.folder, **machine.optimiser_settings(settings))
         trained, tokenizer = models.load(model, attention=implementation)
@@ -147,7 +147,7 @@ def main(
             embedding_learning_rate=embedding_learning_rate,
             on_spike=on_spike,
             languages=("answers", "replay"),
-            prompts=samples.read_prompts(prompts) if prompts else (),
+            prompts=generation.read_prompts(prompts) if prompts else (),
             report_to=report_to,
         )
         building.record(

@@ -108,7 +108,7 @@ def test_a_window_wider_than_the_model_is_refused(inputs, tmp_path):
 def test_prompts_and_documents_are_checked(inputs, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"id": "1", "category": "c", "prompt": "п"}\n{"id": "2", "prompt": "п"}\n')
     with pytest.raises(UserError, match=r"p\.jsonl:2: no text field 'category'"):
-        script.read_prompts(tmp_path / "p.jsonl")
+        generation.read_prompts(tmp_path / "p.jsonl")
     with documents.writing(tmp_path / "empty"):
         pass
     with pytest.raises(UserError, match="no documents with text"):

@@ -155,3 +155,47 @@ def _script(tmp_path, body, wait=True):
         return process
     out, err = process.communicate(timeout=60)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_an_adjustable_setting_may_change_on_the_way(tmp_path):
+    def build(**settings):
+        with stage.output(
+            tmp_path / "out", inputs={}, settings=settings, resume=True, adjustable=("on_spike",)
+        ) as building:
+            (building.folder / "noted").touch()
+            if settings["on_spike"] == "stop":
+                raise UserError("a spike")
+
+    with pytest.raises(UserError, match="a spike"):
+        build(seed=0, on_spike="stop")
+    with pytest.raises(UserError, match="seed: 0 then, 1 now"):
+        build(seed=1, on_spike="skip")
+    build(seed=0, on_spike="skip")
+    assert (tmp_path / "out" / "noted").is_file()
+
+
+def test_other_inputs_do_not_go_on_with_an_interrupted_run(tmp_path):
+    text = tmp_path / "text.txt"
+
+    def build():
+        with stage.output(tmp_path / "out", inputs={"text": text}, settings={}, resume=True):
+            raise UserError("stopped")
+
+    text.write_text("one")
+    with pytest.raises(UserError, match="stopped"):
+        build()
+    text.write_text("another")
+    with pytest.raises(UserError, match="other settings .text: "):
+        build()
+
+
+def test_another_number_of_processes_does_not_go_on_with_an_interrupted_run(tmp_path, monkeypatch):
+    def build():
+        with stage.output(tmp_path / "out", inputs={}, settings={}, resume=True):
+            raise UserError("stopped")
+
+    with pytest.raises(UserError, match="stopped"):
+        build()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="processes: 1 then, 2 now"):
+        build()

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from lib import progress
+from lib import documents, progress
+from lib.errors import UserError
 
+FIELDS = ("id", "category", "prompt")
 PROMPTS_AT_ONCE = 32  # decoding reads all weights once a step, so sequences side by side are almost free
 
 
@@ -27,9 +30,29 @@ class Speed(NamedTuple):
     tokens_per_second: float
 
 
+def read_prompts(path: Path) -> list[dict[str, str]]:
+    """Prompts of a JSON Lines file with their id and category.
+
+    Raises:
+        UserError: a line lacks one of the fields.
+    """
+    prompts = []
+    for number, line in documents.read_json_lines(path):
+        lacking = [field for field in FIELDS if not isinstance(line.get(field), str)]
+        if lacking:
+            raise UserError(f"{path}:{number}: no text field '{lacking[0]}'")
+        prompts.append({field: line[field] for field in FIELDS})
+    return prompts
+
+
 @torch.no_grad()
 def complete(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, max_new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    title: str | None = "generations",
 ) -> tuple[list[Completion], Speed]:
     """Greedy answers to `prompts`, in their order, each a user's turn where the tokenizer has a chat template."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
@@ -41,7 +64,7 @@ def complete(
     )
     answers: dict[int, Completion] = {}
     seconds = 0.0
-    with progress.bar(total=len(prompts), title="generations", unit="prompts") as bar:
+    with progress.bar(total=len(prompts), title=title or "", unit="prompts", hidden=title is None) as bar:
         for start in range(0, len(order), PROMPTS_AT_ONCE):
             batch = order[start : start + PROMPTS_AT_ONCE]
             ids, mask = pad_left([encoded[number] for number in batch], padding)

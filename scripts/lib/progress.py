@@ -9,13 +9,16 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def bar(items: Iterable[Item] | None = None, *, total: float | None = None, title: str, unit: str = "") -> tqdm:
+def bar(
+    items: Iterable[Item] | None = None, *, total: float | None = None, title: str, unit: str = "", hidden: bool = False
+) -> tqdm:
     """A progress bar on stderr: live on a terminal, a line every ten seconds in a log."""
     live = sys.stderr.isatty()
     return tqdm(
         items,
         total=total,
         desc=title,
+        disable=hidden,
         unit=f" {unit}" if unit else "it",
         unit_scale=True,
         dynamic_ncols=live,

@@ -1,31 +1,13 @@
 """Samples of what a model says: prompts, and its answers while it trains."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lib import documents, generation
-from lib.errors import UserError
+from lib import generation
 
-FIELDS = ("id", "category", "prompt")
 SHOWN = 4  # of a file's prompts, while training
 SAMPLE_TOKENS = 64
-
-
-def read_prompts(path: Path) -> list[dict[str, str]]:
-    """Prompts of a JSON Lines file with their id and category.
-
-    Raises:
-        UserError: a line lacks one of the fields.
-    """
-    prompts = []
-    for number, line in documents.read_json_lines(path):
-        lacking = [field for field in FIELDS if not isinstance(line.get(field), str)]
-        if lacking:
-            raise UserError(f"{path}:{number}: no text field '{lacking[0]}'")
-        prompts.append({field: line[field] for field in FIELDS})
-    return prompts
 
 
 def answers(
@@ -36,7 +18,7 @@ def answers(
     model.eval()
     try:
         found, _ = generation.complete(
-            model, tokenizer, [asked["prompt"] for asked in prompts], max_new_tokens=SAMPLE_TOKENS
+            model, tokenizer, [asked["prompt"] for asked in prompts], max_new_tokens=SAMPLE_TOKENS, title=None
         )
     finally:
         model.train(mode)

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from lib import progress
@@ -40,7 +40,12 @@ class Output:
 
 @contextlib.contextmanager
 def output(
-    out: Path, *, inputs: Mapping[str, Path | None], settings: Mapping[str, object], resume: bool = False
+    out: Path,
+    *,
+    inputs: Mapping[str, Path | None],
+    settings: Mapping[str, object],
+    resume: bool = False,
+    adjustable: Collection[str] = (),
 ) -> Iterator[Output]:
     """Build a stage's output folder and, when the block ends well, its manifest and its final name.
 
@@ -49,6 +54,7 @@ def output(
         inputs: files and folders read, by name; each has to exist (None is an input not given).
         settings: the script's resolved arguments, saved in the manifest.
         resume: keep what an interrupted run of the same settings and inputs left in `<out>.partial/`.
+        adjustable: settings that it may go on under when changed.
 
     Raises:
         UserError: an input is missing, or a resumable run was started with other settings or inputs.
@@ -61,7 +67,7 @@ def output(
     partial = out.with_name(out.name + ".partial")
     # A checkpoint of several processes is no other number's.
     processes = {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
-    _prepare(partial, {"settings": settings, "inputs": described, "launch": processes}, resume)
+    _prepare(partial, {"settings": settings, "inputs": described, "launch": processes}, resume, adjustable)
     building = Output(partial)
     yield building
     if not _is_main_process():
@@ -153,7 +159,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _prepare(partial: Path, identity: dict[str, object], resume: bool) -> None:
+def _prepare(partial: Path, identity: dict[str, object], resume: bool, adjustable: Collection[str]) -> None:
     if not _is_main_process():
         return
     if partial.exists() and resume and (partial / SETTINGS).is_file():
@@ -164,7 +170,7 @@ def _prepare(partial: Path, identity: dict[str, object], resume: bool) -> None:
             for part in identity
             if part in before
             for key in sorted(before[part].keys() | identity[part].keys())
-            if before[part].get(key) != identity[part].get(key)
+            if key not in adjustable and before[part].get(key) != identity[part].get(key)
         ]
         if changed:
             raise UserError(

@@ -40,6 +40,9 @@ PROBE_TOKENS = 4096  # a forward pass of the held-out evaluation
 ASIDE = "incomplete"  # where a checkpoint is written before it gets its name
 SUMS = (*PARTS, "loss", "tokens", "flops", "steps")  # of an interval, over passes and processes
 
+# Settings that an interrupted run may go on under when changed: no weight depends on them but after a spike.
+ADJUSTABLE = ("keep_checkpoints", "on_spike", "report_to")
+
 __all__ = ["METRICS", "LanguageTrainer", "held_out_probe", "newest_checkpoint", "run"]
 
 
@@ -401,7 +404,7 @@ def run(
             what the trained model does.
         read: what the reference reads of a batch's rows, put beside what the model does.
         languages: what the log calls rows that are no replay, and those that are.
-        prompts: from samples.read_prompts, the first of which are answered at each evaluation.
+        prompts: from generation.read_prompts, the first of which are answered at each evaluation.
         report_to: trackers that get the log's figures too.
         callbacks: called before the journal.
 
