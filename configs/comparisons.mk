@@ -88,7 +88,7 @@ $(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$
 	$(call run,kl_bench,kl-bench) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)
 
 ##@ Comparisons
-.PHONY: bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep
+.PHONY: bench-cpt bench-sft bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep
 bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
 	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall of deduplication, beside peers in an environment of theirs
@@ -96,6 +96,11 @@ bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall 
 	.venv-bench/bin/python scripts/bench_dedup.py --documents=$(RAW) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-filter: $(D)/filter/manifest.json $(D)/dedup/manifest.json ## documents/s of the trained filter, beside the transformers pipeline
 	$(PY) scripts/bench_filter.py --model=$(D)/filter/model --documents=$(D)/dedup/documents
+bench-cpt: $(C)/init/manifest.json $(D)/filter/manifest.json ## tokens/s of cpt beside a plain Trainer; time and memory of the chunked head
+	$(PY) scripts/bench_cpt.py --model=$(C)/init --documents=$(D)/filter/documents
+bench-sft: $(MODELS)/$(BASE)/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) ## tokens/s of sft beside TRL, in an environment of its own
+	@$(MAKE) -s PROFILE=test VENV=.venv-bench .venv-bench/.bench
+	.venv-bench/bin/python scripts/bench_sft.py --model=$(MODELS)/$(BASE) --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%))
 mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) ## MIHash beside MinHash, random hyperplanes and cosines
 	$(PY) scripts/mihash_bench.py --corpus=$(call list,$(MIHASH_CORPUS:%=$(RAW)/%)) --encoder=$(MODELS)/e5-small $(if $(strip $(VERSIONS)),--versions=$(strip $(VERSIONS))) $(if $(strip $(HEADLINES)),--headlines=$(strip $(HEADLINES)))
 init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training

@@ -185,7 +185,7 @@ def test_other_inputs_do_not_go_on_with_an_interrupted_run(tmp_path):
     with pytest.raises(UserError, match="stopped"):
         build()
     text.write_text("another")
-    with pytest.raises(UserError, match="other settings .text: "):
+    with pytest.raises(UserError, match=r"other settings \(text: "):
         build()
 
 
