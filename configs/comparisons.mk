@@ -11,7 +11,7 @@ MIHASH_CORPUS := manpages-dev-en manpages-ru libreoffice-help-en libreoffice-hel
 INIT_METHODS := mean mean-norms mean_weighted first_last focus omp random
 
 # Of `make kl-bench`: <mode of train_spm.py>-<reference of cpt.py>; <mode>-none is what the others of a mode are compared with.
-KL_RUNS := extend-none extend-init extend-first_piece extend-chunk replace-none replace-init replace-first_piece replace-chunk
+KL_RUNS ?= extend-none extend-init extend-first_piece extend-chunk replace-none replace-init replace-first_piece replace-chunk
 # More words of a run's name say what KL_FLAGS-<run> (of the profile) adds to cpt.py's flags.
 # English prose that nothing is trained on.
 GENERAL := lee-news-en
