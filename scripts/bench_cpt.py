@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 import cpt
-from lib import cli, documents, losses, models, packing, training_peers
+from lib import cli, documents, losses, machine, models, packing, training_peers
 from lib.errors import UserError
 from lib.losses import IGNORED
 
@@ -140,7 +140,7 @@ def compared(model: Path, texts: list[list[int]], kl_weight: float, chunk: int, 
     """
     torch.set_num_threads(threads)
     texts = [text[:CHECKED_TOKENS] for text in texts]
-    trained, tokenizer = models.load(model)
+    trained, tokenizer = models.load(model, attention=machine.choose_attention("auto"))
     frozen = training_peers.frozen_reference(model)
     with torch.no_grad():
         weight = models.head_weight(frozen.model)

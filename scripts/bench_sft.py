@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 import sft
-from lib import cli, dialogues, models, packing, training_peers
+from lib import cli, dialogues, machine, models, packing, training_peers
 from lib.errors import UserError
 from lib.losses import IGNORED
 
@@ -121,7 +121,7 @@ def compared(
         parted = [{"prompt": read[number][:-1], "completion": read[number][-1:]} for number in single]
         by_itself = training_peers.made_sft_trainer(model, parted, settings, length, Path(name), one_row=True)
         counted = sum(label != IGNORED for packed in by_itself.train_dataset for label in packed["labels"])
-    trained, tokenizer = models.load(model)
+    trained, tokenizer = models.load(model, attention=machine.choose_attention("auto"))
     training_peers.attach(trained, tokenizer, None, settings)
     packed = packing.pack_dialogues(few, size, tokenizer.eos_token_id)
     ours = trained(**packing.collate(packed, flatten=False)).loss.item()

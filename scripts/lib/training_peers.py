@@ -107,7 +107,7 @@ def ours(
     with tempfile.TemporaryDirectory() as name:
         folder, clock = Path(name), Clock()
         args = machine.arguments(folder, **machine.optimiser_settings(settings))
-        trained, tokenizer = models.load(model)
+        trained, tokenizer = models.load(model, attention=machine.choose_attention("auto"))
         frozen = frozen_reference(model, kl) if kl else None
         attached = attach(trained, tokenizer, frozen, settings)
         training.run(
@@ -130,7 +130,7 @@ def ours(
 
 def frozen_reference(model: Path, dtype: torch.dtype = torch.float32) -> reference.Reference:
     """The model itself, frozen."""
-    frozen, tokenizer = models.load(model, dtype=dtype)
+    frozen, tokenizer = models.load(model, dtype=dtype, attention=machine.choose_attention("auto"))
     return reference.Reference("init", frozen, tokenizer, tokenizer)
 
 
