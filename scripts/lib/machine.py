@@ -7,7 +7,6 @@ machine and on several. Their folders are on a file system that all of them shar
 import importlib.util
 import inspect
 import logging
-import math
 import os
 import sys
 import warnings
@@ -115,11 +114,6 @@ def arguments(
 def optimiser_settings(settings: Mapping[str, object]) -> dict[str, object]:
     """Those of a script's settings that `arguments` takes."""
     return {name: value for name, value in settings.items() if name in inspect.signature(arguments).parameters}
-
-
-def count_steps(rows: int, batch_size: int, accumulation: int, epochs: float, max_steps: int | None) -> int:
-    """The optimiser steps of a run of these settings, as Trainer counts them."""
-    return max_steps or math.ceil(epochs * math.ceil(rows / (batch_size * accumulation * count_processes())))
 
 
 def count_processes() -> int:
