@@ -1,7 +1,7 @@
 # Comparisons and experiments: what the pipeline is measured against, and what was tried on the way to its defaults (docs/LOG.md).
 # Read by the Makefile; keys, lists and idioms are explained there.
 
-STEPS ?= 40##        steps of training for each method of `make init-bench`
+STEPS ?= 40##        steps of training for each run of `make init-bench` and `make kl-bench`
 TEXT ?= #         more text in the target language for `make bench-tokenizer` and `bench-dedup`: files, with commas between
 VERSIONS ?= #     for `make mihash-bench`: documents with a `group`, those of one are revisions of each other (JSON Lines)
 HEADLINES ?= #    for `make mihash-bench`: labelled pairs of texts (JSON Lines)
@@ -12,7 +12,8 @@ INIT_METHODS := mean mean-norms mean_weighted first_last focus omp random
 
 # Of `make kl-bench`: <mode of train_spm.py>-<reference of cpt.py>; <mode>-none is what the others of a mode are compared with.
 KL_RUNS ?= extend-none extend-init extend-first_piece extend-chunk replace-none replace-init replace-first_piece replace-chunk
-# More words of a run's name say what KL_FLAGS-<run> (of the profile) adds to cpt.py's flags.
+# More words of a run's name stand for the flags KL_FLAGS-<run> of the profile, which cpt.py gets in place of KL_FLAGS.
+KL_FLAGS ?=
 # English prose that nothing is trained on.
 GENERAL := lee-news-en
 
@@ -21,7 +22,7 @@ lib-init-bench-init := $(lib-init)
 lib-init-bench-cpt := $(lib-cpt)
 lib-vocab-sweep-tokenizer := $(lib-tokenizer)
 lib-vocab-sweep := languages models plots scores
-lib-kl-bench := comparison documents fertility forgetting harness losses machine metrics models packing plots vocabulary
+lib-kl-bench := attention comparison documents fertility forgetting harness losses machine metrics models packing plots vocabulary
 lib-kl-bench-tokenizer := $(lib-tokenizer)
 lib-kl-bench-init := $(lib-init)
 lib-kl-bench-pack := $(lib-pack)
@@ -51,7 +52,7 @@ $(foreach stage,tokenizer init pack cpt,$(eval CONF-kl-bench-$(stage) := $(call 
 facts-kl-bench := $(BASE) $(KL_RUNS) $(GENERAL)
 facts-kl-bench-tokenizer := $(BASE) $(foreach mode,extend replace,$(mode) $(KL_VOCABULARY-$(mode)))
 facts-kl-bench-init := $(BASE)
-facts-kl-bench-cpt := $(BASE)
+facts-kl-bench-cpt := $(BASE) $(STEPS) $(KL_FLAGS) $(foreach run,$(KL_RUNS),$(KL_FLAGS-$(run)))
 
 $(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)): $(C)/vocab-sweep/%/manifest.json: $(K)/vocab-sweep-tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
 	$(call run,train_spm,tokenizer) --vocab_size=$* --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
@@ -80,9 +81,9 @@ $(call manifests,$(kl-modes:%=$(C)/kl-bench/%/init)): $(C)/kl-bench/%/init/manif
 $(call manifests,$(kl-modes:%=$(D)/kl-bench/%/pack)): $(D)/kl-bench/%/pack/manifest.json: $(K)/kl-bench-pack $(D)/filter/manifest.json $(C)/kl-bench/%/tokenizer/manifest.json | $(READY)
 	$(call run,pack,pack) --documents=$(D)/filter --tokenizer=$(C)/kl-bench/$*/tokenizer --out=$(@D)
 
-# By max_steps of cpt.yaml: an epoch is another number of tokens in each mode.
+# By steps, not epochs: an epoch is another number of tokens in each mode.
 $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%)): $(C)/kl-bench/%/manifest.json: $(K)/kl-bench-cpt $(C)/kl-bench/$$(call kl-mode,$$*)/init/manifest.json $(D)/kl-bench/$$(call kl-mode,$$*)/pack/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
-	$(call train,cpt) --reference=$(word 2,$(subst -, ,$*)) $(KL_FLAGS-$*) --model=$(C)/kl-bench/$(call kl-mode,$*)/init --base=$(MODELS)/$(BASE) --pack=$(D)/kl-bench/$(call kl-mode,$*)/pack --out=$(@D)
+	$(call train,cpt) --reference=$(word 2,$(subst -, ,$*)) --max_steps=$(STEPS) $(or $(KL_FLAGS-$*),$(KL_FLAGS)) --model=$(C)/kl-bench/$(call kl-mode,$*)/init --base=$(MODELS)/$(BASE) --pack=$(D)/kl-bench/$(call kl-mode,$*)/pack --out=$(@D)
 
 $(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%) $(RAW)/$(GENERAL)) configs/eval/builtin/minimal_pairs.yaml data/builtin/demo/minimal_pairs.jsonl | $(READY)
 	$(call run,kl_bench,kl-bench) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)

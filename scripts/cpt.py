@@ -106,7 +106,7 @@ def main(
         kl_on: rows the reference is asked about: 'all', or those of the 'replay' language.
         kl_fraction: share of these rows, drawn by their number; the KL of the others is not missed for long, its time is saved.
         kl_temperature: T of 'chunk'.
-        reference_dtype: of the frozen weights; 'auto' is the training's.
+        reference_dtype: of the frozen weights; 'auto' is bfloat16 where training is in it, and on a CPU that multiplies in it.
         reference_offload: keep them in the CPU's memory; layers visit the GPU one by one.
         z_loss: weight of log(sum of exp(logits))^2, which keeps logits from drifting.
         weights: shares of the rows by source, those of the target language and of the replay language each among themselves;
@@ -129,7 +129,7 @@ def main(
         max_steps: optimiser steps.
         head_chunk: positions at a time in the head; memory against speed.
         precision: 'bf16' is mixed precision; 'auto' takes it on a GPU that has it, else fp32.
-        attention: 'auto' is flash attention where there is a GPU and the package, else sdpa.
+        attention: 'auto' is flash attention where there is a GPU and the package, else sdpa, on a CPU document by document.
         gradient_checkpointing: recompute activations; less memory, a third more time.
         deepspeed: DeepSpeed's JSON file.
         eval_steps: steps between held-out evaluations.
@@ -242,7 +242,7 @@ def _reference(
         return None
     dtype = settings["reference_dtype"]
     if dtype == "auto":
-        dtype = "bfloat16" if machine.trains_in_bf16(settings["precision"]) else "float32"
+        dtype = "bfloat16" if machine.trains_in_bf16(settings["precision"]) or machine.cpu_has_bf16() else "float32"
     frozen, theirs = references.load(
         settings["model"] if kind == "init" else settings["base"],
         attention=attention,

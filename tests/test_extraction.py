@@ -1,5 +1,7 @@
 """Clean paragraphs out of manual pages, HTML, fortunes, the Wiktionary and word senses, against answers worked out by hand."""
 
+import bz2
+import html
 import json
 import sqlite3
 from collections import Counter
@@ -7,6 +9,7 @@ from collections import Counter
 import pytest
 
 from lib import extraction, instructions, roff
+from lib.errors import UserError
 
 PAGE = r""".\" a comment
 .TH GETENT 1 "7 января 2023" "Linux"
@@ -195,6 +198,62 @@ def test_wiktionary_entries(tmp_path):
     ]
     assert len(units) == 5 + 2
     assert skipped == {"same_pattern_entry": 2, "obscene_entry": 1, "empty_entry": 1}
+
+
+def wiki_dump(*pages):
+    """An XML dump of (title, namespace, markup)."""
+    body = "".join(
+        f"<page><title>{title}</title><ns>{space}</ns><id>{number}</id>"
+        f"<revision><id>{number}</id><text>{html.escape(markup)}</text></revision></page>"
+        for number, (title, space, markup) in enumerate(pages, start=1)
+    )
+    return f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{body}</mediawiki>'.encode()
+
+
+@pytest.mark.parametrize("pack", [bytes, bz2.compress])
+def test_articles_of_a_wiki_dump_without_their_markup(tmp_path, pack):
+    albedo = """{{Infobox|name=Albedo}}
+'''Albedo''' ({{IPA|x}}) is the [[diffuse reflection|reflecting power]] of a surface.<ref>Budikova</ref> Its scale has no unit , as ratios have none.
+
+== Terrestrial ==
+* A list item that is long enough to be kept, were it no list item. And a sentence.
+Short one.
+{| class="wikitable"
+| fresh snow, which is a cell with more than sixty characters in it. || 0.9
+|}
+Fields of fresh snow reflect nine tenths of the light that falls on them, in the visible range. And then a fragm"""
+    pages = [
+        ("AccessibleComputing", 0, "#REDIRECT [[Computer accessibility]] {{R from CamelCase}}"),
+        ("Вычисления", 0, "#перенаправление [[Вычисление]]"),
+        ("Talk", 1, "This is a page of discussion, which no reader of an encyclopaedia ever wants to see."),
+        ("Albedo", 0, albedo),
+        ("Empty", 0, "{{stub}}"),
+    ]
+    dump = tmp_path / ("dump.xml" if pack is bytes else "dump.xml.bz2")
+    dump.write_bytes(pack(wiki_dump(*pages)))
+    skipped = Counter()
+    assert list(extraction.wikipedia([dump], skipped)) == [
+        [
+            "Albedo is the reflecting power of a surface. Its scale has no unit, as ratios have none.",
+            "Fields of fresh snow reflect nine tenths of the light that falls on them, in the visible range.",
+        ]
+    ]
+    assert skipped == {"redirect": 2, "empty_page": 1}
+
+
+def test_what_is_no_wiki_dump_is_refused_by_name(tmp_path):
+    whole = wiki_dump(("A", 0, "A page whose only sentence is long enough to be kept as a paragraph."))
+    for name, content in {
+        "cut.xml": whole[:-40],
+        "cut.xml.bz2": bz2.compress(whole)[:-10],
+        "text.xml": b"no markup at all",
+        "other.xml": b"<html/>",
+        "text.xml.bz2": b"not compressed",
+        "empty.xml": b"",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: not a dump of a wiki"):
+            list(extraction.wikipedia([tmp_path / name], Counter()))
 
 
 def test_contexts_keep_whole_sentences(tmp_path):

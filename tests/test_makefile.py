@@ -94,13 +94,27 @@ def test_plan_lists_the_stages_in_order_and_makes_nothing(tmp_path):
 def test_a_sweep_trains_each_size_without_the_other_tokenizers_and_lays_them_side_by_side(tmp_path):
     printed = make("-n", "vocab-sweep", "PROFILE=demo", f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k").stdout
     trained = [line for line in printed.splitlines() if "scripts/train_spm.py --" in line]
+    sizes = ("53248", "61440", "77824", "98304", "122880")
     assert [re.search(r"--vocab_size=(\d+) .*/vocab-sweep/(\d+)$", line).groups() for line in trained] == [
-        (size, size) for size in ("8000", "12000", "16000", "24000")
+        (size, size) for size in sizes
     ]
     assert "--compare" not in "".join(trained)
-    folders = ",".join(f"{tmp_path}/c/vocab-sweep/{size}" for size in (8000, 12000, 16000, 24000))
+    folders = ",".join(f"{tmp_path}/c/vocab-sweep/{size}" for size in sizes)
     assert f" --tokenizers={folders} " in printed.splitlines()[-1]
     assert "vocab_sweep" not in make("-n", "all", "PROFILE=demo", f"K={tmp_path}/k").stdout
+
+
+def test_the_experiment_on_forgetting_asks_about_all_rows_but_where_a_run_is_named_otherwise(tmp_path):
+    given = ("PROFILE=smollm2", f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k", "STEPS=7")
+    printed = make("-n", "kl-bench", *given).stdout
+    trained = [line for line in printed.splitlines() if "scripts/cpt.py --" in line]
+    flags = {re.search(r"/kl-bench/(\S+)$", line)[1]: line for line in trained}
+    assert len(flags) == 9
+    for name, line in flags.items():
+        assert f" --reference={name.split('-')[1]} --max_steps=7 " in line
+        assert re.findall(r"--kl_on=(\w+)", line) == ["replay" if name.endswith("-replay") else "all"]
+        assert f"--model={tmp_path}/c/kl-bench/{name.split('-')[0]}/init " in line
+    assert "kl_bench.py" in printed.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

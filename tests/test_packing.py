@@ -17,6 +17,7 @@ from transformers import modeling_flash_attention_utils as flash
 
 import pack
 from lib import documents, losses, objective, packing, stage
+from lib.attention import NAME as BY_DOCUMENT
 from lib.errors import UserError
 
 IGNORED = losses.IGNORED
@@ -106,7 +107,7 @@ def same_loss_and_gradients(model, batch, documents):
 
 # flash_attention_2 takes the flattened layout, which torch's own attention has to understand as well.
 @pytest.mark.parametrize("flatten", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", BY_DOCUMENT])
 def test_a_packed_batch_has_the_loss_of_its_documents_one_by_one(tmp_path, attention, flatten):
     model = tiny_model(60)
     model.set_attn_implementation(attention)
@@ -122,7 +123,7 @@ def test_a_packed_batch_has_the_loss_of_its_documents_one_by_one(tmp_path, atten
 
 
 @pytest.mark.parametrize("flatten", [False, True])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", BY_DOCUMENT])
 def test_packed_dialogues_have_the_loss_of_each_one_alone(attention, flatten):
     model = tiny_model(60)
     model.set_attn_implementation(attention)

@@ -3,6 +3,7 @@
 A *unit* is what a file holds: a page, an entry, a quotation, as a list of paragraphs.
 """
 
+import bz2
 import gzip
 import html
 import itertools
@@ -10,6 +11,7 @@ import json
 import re
 import sqlite3
 import unicodedata
+import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -21,13 +23,13 @@ import lxml.html
 from lib import documents, languages, progress, roff
 from lib.errors import UserError
 
-TextFormat = Literal["man", "html", "fortunes", "wiktionary", "wsd"]
+TextFormat = Literal["man", "html", "fortunes", "wiktionary", "wikipedia", "wsd"]
 TEXT_FORMATS = get_args(TextFormat)
 PAGE_CHARS = 500  # a shorter page is joined with the next
 ENTRY_CHARS = 3000  # dictionary entries, quotations and contexts are gathered up to about this
 MAX_CHARS = 8000  # a longer document is cut between paragraphs
 MAX_SAME_PATTERN = 5  # entries alike but for their headword ("a river in Russia") that are kept
-MIN_CONTEXT_CHARS = 60  # a context whose whole sentences come to less is dropped
+MIN_CONTEXT_CHARS = 60  # a context or a line of an article whose whole sentences come to less is dropped
 
 BLOCKS = {
     "p", "div", "section", "article", "main", "body", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "dl", "dt", "dd",
@@ -87,11 +89,13 @@ def documents_of_files(
             units = fortunes(named, skipped)
         case "wsd":
             units = word_senses(named, skipped)
+        case "wikipedia":
+            units = wikipedia(named, skipped)
         case "wiktionary":
             units = itertools.chain.from_iterable(wiktionary(file, skipped) for file in named)
     if drop_untranslated:
         units = translated(units, languages.load(language).script, skipped)
-    least = PAGE_CHARS if format in ("man", "html") else ENTRY_CHARS
+    least = PAGE_CHARS if format in ("man", "html", "wikipedia") else ENTRY_CHARS
     for number, paragraphs in enumerate(shape(units, min_chars=least), start=1):
         yield {"id": f"{source}-{number:05d}", "text": "\n\n".join(paragraphs), "source": source, "language": language}
 
@@ -300,6 +304,40 @@ def wiki_entry(markup: str) -> tuple[str, list[str]]:
     definition = clean(re.sub(r"\(\s*\)|\bот\s*$", "", text)).strip(" ;,:—-")
     definition = re.sub(r"\s*([;,])(?:\s*[;,])+", r"\1", definition)
     return (definition if re.search(r"\w", definition) else ""), examples
+
+
+def wikipedia(files: Iterable[Path], skipped: Counter[str]) -> Iterator[list[str]]:
+    """Articles of a wiki's XML dump (pages-articles, plain or .bz2), which is read page by page whatever its size.
+
+    Raises:
+        UserError: a file is no such dump, or a damaged one.
+    """
+    from gensim.corpora import wikicorpus  # a second, which the other formats need not wait
+
+    for file in files:
+        try:
+            with bz2.open(file) if file.suffix == ".bz2" else file.open("rb") as dump:
+                for _, markup, _ in wikicorpus.extract_pages(dump, filter_namespaces=("0",)):
+                    if not markup:  # of another namespace, too
+                        continue
+                    if re.match(r"\s*#\w+:?\s*\[\[", markup):
+                        skipped["redirect"] += 1
+                    elif unit := _cleaned(article_paragraphs(wikicorpus.filter_wiki(markup))):
+                        yield unit
+                    else:
+                        skipped["empty_page"] += 1
+        except (OSError, EOFError, ValueError, ElementTree.ParseError) as error:
+            raise UserError(f"{file}: not a dump of a wiki's pages, or a damaged one ({error})") from None
+
+
+def article_paragraphs(text: str) -> Iterator[str]:
+    """The lines of an article that hold whole sentences, its markup (most of it gone before) taken off."""
+    for line in text.split("\n"):
+        if not re.match(r"\s*[=*#:;|!{}+]", line):
+            line = re.sub(r"'{2,}|\(\s*[,;]?\s*\)", "", line)
+            sentences = whole_sentences(clean(re.sub(r" +(?=[,.;])", "", line)))
+            if len(sentences) >= MIN_CONTEXT_CHARS:
+                yield sentences
 
 
 def word_senses(files: Iterable[Path], skipped: Counter[str]) -> Iterator[list[str]]:

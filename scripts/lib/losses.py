@@ -235,6 +235,8 @@ def _among(reference: Distribution | Spans | None, counted: torch.Tensor) -> Dis
     if reference.at is None:
         return reference._replace(hidden=reference.hidden[counted])
     kept = counted[reference.at]
+    if kept.all() and len(kept) == counted.sum():
+        return reference._replace(at=None)
     places = counted.cumsum(0) - 1
     return reference._replace(hidden=reference.hidden[kept], at=places[reference.at[kept]])
 

@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from transformers import TrainingArguments
 
+from lib import attention as by_document
 from lib.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -31,14 +32,17 @@ def on_cuda() -> bool:
 
 
 def choose_attention(attention: Attention) -> str:
-    """'auto' is flash attention where it is installed and there is a GPU, else torch's own.
+    """'auto' is flash attention where it is installed and there is a GPU, on a GPU without it torch's own, and on CPUs that one
+    document by document.
 
     Raises:
         UserError: flash attention is asked for and missing.
     """
     installed = _is_installed("flash_attn")
+    if attention == "auto" and not on_cuda():
+        return by_document.NAME
     if attention == "auto":
-        return "flash_attention_2" if on_cuda() and installed else "sdpa"
+        return "flash_attention_2" if installed else "sdpa"
     if attention == "flash_attention_2" and not (on_cuda() and installed):
         missing = "no GPU is visible" if installed else "the package flash-attn is not installed"
         raise UserError(f"attention: flash_attention_2 is asked for, but {missing}; say attention: sdpa")
@@ -124,6 +128,15 @@ def count_processes() -> int:
 def trains_in_bf16(precision: Precision) -> bool:
     """Whether training is in mixed precision; 'auto' is on a GPU that has bf16."""
     return precision == "bf16" or (precision == "auto" and on_cuda() and torch.cuda.is_bf16_supported())
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this run is on a CPU with instructions for bf16 products: a frozen model's forward pass takes half the time there.
+
+    Training's does not: autocast casts the weights anew in every pass (docs/LOG.md).
+    """
+    flags = torch.cpu.get_capabilities()
+    return not on_cuda() and bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
 
 
 def device() -> torch.device:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from lib import losses, models
+from lib import attention, losses, models
 from lib.reference import Reference
 
 Combine = Literal["sum", "lerp", "slerp"]
@@ -77,7 +77,8 @@ def attach_loss(
             return plain_forward(input_ids=input_ids, position_ids=position_ids, **kwargs)
         asked = None if reference is None else reference.ask(**kwargs, chunk=objective.chunk)
         # No mask and no cache: either would let packed documents see each other.
-        hidden = body(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        packed = {"position_ids": position_ids, **attention.inside_documents(model, position_ids)}
+        hidden = body(input_ids=input_ids, use_cache=False, **packed).last_hidden_state.flatten(0, 1)
         # A row's last token predicts nothing: what follows in the next row is another document, or the same one begun anew.
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=losses.IGNORED).flatten()
         counted = targets != losses.IGNORED

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lib import alignment, losses, models, vocabulary
+from lib import alignment, attention, losses, models, vocabulary
 
 Kind = Literal["init", "first_piece", "chunk"]
 Asked = Literal["all", "replay"]
@@ -125,7 +125,8 @@ class Reference:
         body = self.model.get_decoder()
 
         def read(part: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-            return body(input_ids=part, position_ids=places, use_cache=False).last_hidden_state.flatten(0, 1)
+            packed = {"position_ids": places, **attention.inside_documents(self.model, places)}
+            return body(input_ids=part, use_cache=False, **packed).last_hidden_state.flatten(0, 1)
 
         if self.flatten:
             return read(tokens[None], positions[None])
