@@ -216,7 +216,7 @@ def test_articles_of_a_wiki_dump_without_their_markup(tmp_path, pack):
 '''Albedo''' ({{IPA|x}}) is the [[diffuse reflection|reflecting power]] of a surface.<ref>Budikova</ref> Its scale has no unit , as ratios have none.
 
 == Terrestrial ==
-* A list item that is long enough to be kept, were it no list item. And a sentence.
+* A list item. Its second sentence is long enough to be kept as a paragraph, were it not in a list.
 Short one.
 {| class="wikitable"
 | fresh snow, which is a cell with more than sixty characters in it. || 0.9
