@@ -113,15 +113,15 @@ def main(
         return
 
     server = api.server()
-    # Limits change no answer, so that a resumed run need not share them; the model it must.
-    identity = {name: value for name, value in settings.items() if name not in (*api.LIMITS, "dry_run")}
-    identity["model"] = server.model
+    identity = api.identity(settings, server)
     with stage.output(out, inputs={"documents": documents}, settings=identity, resume=True) as building:
         chosen, figures = _sample(settings)
         progress.say(sampling.spell(figures))
         questions = annotation.questions([c.text for c in chosen], [c.key for c in chosen], **_asking(settings))
         journal = building.folder / "journal.jsonl"
-        answers, usage = api.ask(questions, server=server, limits=limits, journal=journal, read=annotation.read)
+        answers, usage = api.ask(
+            questions, server=server, limits=limits, journal=journal, read=lambda _, said: annotation.read(said)
+        )
 
         # Answers come in the order of the questions: all documents once, then the first of them again.
         first, second = answers[: len(chosen)], answers[len(chosen) :]

@@ -1,6 +1,5 @@
 """Documents scored by a language model on the paper's five criteria: the prompt, what counts as an answer, agreement."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -84,10 +83,7 @@ def messages(text: str, order: Sequence[str] = CRITERIA) -> list[dict[str, str]]
     # The same number for all, and the middle one, is the least suggestive example.
     example = "{" + ", ".join(f'"{name}": 3' for name in order) + "}"
     instructions = INSTRUCTIONS.format(criteria="\n\n".join(ANCHORS[name] for name in order), example=example)
-    # A text can't hold a hash of itself, so that it can't pretend to have ended.
-    code = hashlib.sha256(text.encode()).hexdigest()[:12]
-    document = f"----- document {code} begins -----\n{text}\n----- document {code} ends -----"
-    return [{"role": "system", "content": instructions}, {"role": "user", "content": document}]
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": api.fence(text, "document")}]
 
 
 def schema(order: Sequence[str] = CRITERIA) -> dict[str, object]:

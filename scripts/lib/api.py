@@ -129,11 +129,23 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What a question came to: a `value`, or the `reason` why there is none and the last thing the server said."""
+    """What a question came to: a `value`, or the `reason` why there is none, the last thing said and what is wrong with it."""
 
     value: object = None
     reason: str | None = None
     said: str = ""
+    problem: str = ""
+
+
+class Unusable(ValueError):
+    """An answer that `read` turns down for a reason with a name; `final` if asking again would be of no use."""
+
+    def __init__(self, reason: str, problem: str, *, final: bool = False):
+        super().__init__(problem)
+        self.reason, self.final = reason, final
+
+
+Read = Callable[[Question, str], object]
 
 
 def server() -> Server:
@@ -173,6 +185,18 @@ def limits(settings: Mapping[str, object]) -> Limits:
     if given.max_cost is not None and given.cost(0, 0) is None:
         raise UserError("--max_cost needs --input_price and --output_price (US dollars for a million tokens)")
     return given
+
+
+def identity(settings: Mapping[str, object], server: Server) -> dict[str, object]:
+    """What a resumed run has to share: the settings but for the limits, which change no answer, and the model."""
+    kept = {name: value for name, value in settings.items() if name not in (*LIMITS, "dry_run")}
+    return kept | {"model": server.model}
+
+
+def fence(text: str, what: str) -> str:
+    """A text between two marker lines; it can't hold a hash of itself, so that it can't pretend to have ended."""
+    code = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"----- {what} {code} begins -----\n{text}\n----- {what} {code} ends -----"
 
 
 def estimate(questions: Sequence[Question], limits: Limits) -> dict[str, float | None]:
@@ -223,7 +247,13 @@ def json_objects(text: str) -> Iterator[dict]:
 
 
 def ask(
-    questions: Sequence[Question], *, server: Server, limits: Limits, journal: Path, read: Callable[[str], object]
+    questions: Sequence[Question],
+    *,
+    server: Server,
+    limits: Limits,
+    journal: Path,
+    read: Read,
+    to_come: Sequence[Question] = (),
 ) -> tuple[list[Answer], dict[str, object]]:
     """(each question's answer, in the order of the questions; figures for the manifest).
 
@@ -232,9 +262,12 @@ def ask(
         server: whom.
         limits: how fast, how often and how dear.
         journal: a JSON Lines file of replies, made or gone on with.
-        read: an answer's value from its text; raises ValueError saying what is wrong with it. It is then asked for again.
+        read: an answer's value from its question and text; raises ValueError saying what is wrong with it. It is then
+            asked for again, unless that is an `Unusable` which is final.
+        to_come: questions that will follow in another call; the estimate counts them.
 
-    A question without an answer has one of these reasons: `invalid_answer` (all attempts), `refused`, `cut_off` (longer than
+    A question without an answer has one of these reasons: that of the last `Unusable`, or else `invalid_answer` (both
+    after all attempts); `refused`, `cut_off` (longer than
     allowed), `too_long` (the prompt, for this model); and, after all retries and another round of them at the end,
     `rejected`, `rate_limited`, `server_error`, `timeout`, `connection_lost` or `malformed_reply` (these are not in the
     journal, so that a resumed run asks again).
@@ -250,9 +283,10 @@ def ask(
         waiting = [question for question in questions if run.outcome(question) is None]
         if len(waiting) < len(questions):
             progress.say(f"{len(questions) - len(waiting):,} of {len(questions):,} questions are answered in {journal}")
-        expected = estimate(waiting, limits)
+        expected = estimate([*waiting, *to_come], limits)
         spent = f"; spent so far: {spell_cost(run.cost)}" if run.cost else ""
-        progress.say(f"to ask: {spell_estimate(expected)}{spent}")
+        if waiting or not to_come:
+            progress.say(f"to ask: {spell_estimate(expected)}{spent}")
         if waiting and limits.max_cost is not None and run.cost + expected["cost"] > limits.max_cost:
             raise UserError(
                 f"--max_cost={limits.max_cost}: ${run.cost:,.4f} spent and an estimated ${expected['cost']:,.4f} to spend; "
@@ -370,7 +404,7 @@ class _Pace:
 class _Run:
     """The asking: how much was spent, what went wrong, and why to stop, if there is a reason."""
 
-    def __init__(self, server: Server, limits: Limits, journal: Journal, read: Callable[[str], object]):
+    def __init__(self, server: Server, limits: Limits, journal: Journal, read: Read):
         self.server, self.limits, self.journal, self.read = server, limits, journal, read
         self.pace = _Pace(limits.requests_per_minute, limits.tokens_per_minute)
         self.lost: dict[str, Answer] = {}
@@ -402,12 +436,12 @@ class _Run:
             if reply.get("reason"):
                 return Answer(reason=reply["reason"], said=reply["content"])
             try:
-                return Answer(value=self.read(reply["content"]))
-            except ValueError:
-                continue
-        if len(replies) >= self.limits.attempts:
-            return Answer(reason="invalid_answer", said=replies[-1]["content"])
-        return None
+                return Answer(value=self.read(question, reply["content"]))
+            except ValueError as error:
+                failed = Answer(None, getattr(error, "reason", "invalid_answer"), reply["content"], str(error))
+                if getattr(error, "final", False):
+                    return failed
+        return failed if len(replies) >= self.limits.attempts else None
 
     async def ask(self, questions: Sequence[Question]) -> None:
         """Ask until each question has come to something, or there is a reason to stop."""
@@ -527,7 +561,7 @@ class _Run:
         replies = self.journal.replies.get((question.id, question.digest(self.server.model)))
         if replies and (said := replies[-1]["content"]):
             try:
-                self.read(said)
+                self.read(question, said)
             except ValueError as error:
                 messages.append({"role": "assistant", "content": said[:2000]})
                 messages.append({"role": "user", "content": AGAIN.format(problem=str(error)[:500])})
