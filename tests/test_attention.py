@@ -10,6 +10,13 @@ from lib import attention, machine
 POSITIONS = torch.tensor([[0, 1, 2, 3, 0, 1, 0, 1], [0, 1, 2, 3, 4, 5, 6, 7]])
 
 
+@pytest.fixture(autouse=True, params=[0, 4, 256])
+def shortest(request, monkeypatch):
+    """Documents by torch's kernel, by the plain formula, and some by either."""
+    monkeypatch.setattr(attention, "SHORT", request.param)
+    return request.param
+
+
 def outputs(model, implementation, ids, positions=POSITIONS):
     """Logits, and gradients of a scalar of them, by one implementation."""
     model.set_attn_implementation(implementation)
@@ -72,13 +79,18 @@ def test_without_boundaries_it_is_torchs_own():
 def test_no_pair_of_two_documents_is_computed(monkeypatch):
     model, lengths = tiny_model.model(60), []
     model.set_attn_implementation(attention.NAME)
-    real = torch.nn.functional.scaled_dot_product_attention
 
-    def seen(query, *args, **kwargs):
-        lengths.append(query.shape[2])
-        return real(query, *args, **kwargs)
+    def watch(module, name):
+        real = getattr(module, name)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+        def seen(query, *args, **kwargs):
+            lengths.append(query.shape[2])
+            return real(query, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, seen)
+
+    watch(torch.nn.functional, "scaled_dot_product_attention")
+    watch(attention, "_plain")
     packed = {"position_ids": POSITIONS, **attention.inside_documents(model, POSITIONS)}
     model(input_ids=random_ids(), use_cache=False, **packed)
     assert lengths == [4, 2, 2, 8] * 2

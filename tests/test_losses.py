@@ -238,6 +238,41 @@ def test_bf16_hidden_states_keep_the_losses_in_fp32(case):
     assert [grad.dtype for grad in grads] == [torch.bfloat16, torch.float32]
 
 
+@pytest.mark.parametrize("kind", ["none", "pieces", "same"])
+def test_in_mixed_precision_every_product_is_in_bf16_and_the_loss_in_fp32(case, kind):
+    """Hidden states come in fp32 then: a residual stream is."""
+    products = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+                products.append({value.dtype for value in args[-2:]})
+            return func(*args, **(kwargs or {}))
+
+    hidden, weight, targets, references = case
+    plain = losses.plain_head_loss(hidden, weight, targets, reference=references[kind])
+    with Watch(), torch.autocast("cpu", torch.bfloat16):
+        found = losses.head_loss(hidden, weight, targets, reference=references[kind], chunk=20)
+    grads = torch.autograd.grad(found.loss, [hidden, weight])
+    assert len(products) >= 6
+    assert all(kinds == {torch.bfloat16} for kinds in products)
+    assert {found.loss.dtype, *(grad.dtype for grad in grads)} == {torch.float32}
+    assert found.loss.item() == pytest.approx(plain.loss.item(), rel=2e-2)
+    for grad, expected in zip(grads, torch.autograd.grad(plain.loss, [hidden, weight]), strict=True):
+        assert (grad - expected).norm() < 0.03 * expected.norm()
+
+
+def test_targets_all_but_impossible_stay_finite():
+    """Whose probability rounds to 0: their loss is the distance of the logits all the same."""
+    hidden, weight = torch.tensor([[200.0]], requires_grad=True), torch.tensor([[1.0], [-1.0]], requires_grad=True)
+    found = losses.head_loss(hidden, weight, torch.tensor([1]))
+    assert found.loss.item() == 400.0
+    assert [grad.tolist() for grad in torch.autograd.grad(found.loss, [hidden, weight])] == [
+        [[2.0]],
+        [[200.0], [-200.0]],
+    ]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_logit_matrix_is_ever_held(case, kind):
     """The largest tensor that the forward pass makes is chunk x rows, not positions x rows."""

@@ -86,6 +86,15 @@ def losses_of(path):
     return {r["step"]: (round(r["ce"], 5), round(r["kl"], 5)) for r in records if "ce" in r}
 
 
+def test_single_precision_products_are_that_whichever_library_makes_them():
+    left, right = torch.randn(300, 576), torch.randn(576, 200)
+    exact = left.double() @ right.double()
+    assert (left @ right - exact).abs().max() < 3e-6 * exact.abs().max()  # a thousand times that in bf16
+    flags = torch.cpu.get_capabilities()
+    by_onednn = flags.get("avx512_f") and not flags.get("amx_bf16") and not torch.cuda.is_available()
+    assert torch.get_float32_matmul_precision() == ("medium" if by_onednn else "highest")
+
+
 @pytest.mark.parametrize("held", [0, 5])
 def test_cpt_resumes_after_kill_9_with_the_same_losses(inputs, tmp_path, script, held):
     more = ["--max_steps=8", "--learning_rate=1e-2", "--kl_weight=0.3", f"--embedding_steps={held}"]

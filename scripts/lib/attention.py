@@ -12,6 +12,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "sdpa_by_document"
+SHORT = 256  # tokens of a document up to which two plain products are faster than torch's kernel, which asks MKL for many small ones
 
 
 def inside_documents(model: PreTrainedModel, position_ids: torch.Tensor | None) -> dict[str, torch.Tensor]:
@@ -53,11 +54,27 @@ def by_document(
     for begin, end in itertools.pairwise(ends):
         row, start = divmod(begin, length)
         part = slice(row, row + 1), slice(None), slice(start, start + end - begin)
-        of_document = F.scaled_dot_product_attention(
+        attend = _plain if end - begin <= SHORT and not query.is_cuda else F.scaled_dot_product_attention
+        of_document = attend(
             query[part], key[part], value[part], dropout_p=dropout, scale=scaling, is_causal=True, enable_gqa=True
         )
         found.append(of_document.transpose(1, 2))
     return torch.cat(found, dim=1).view(rows, length, *found[0].shape[2:]), None
+
+
+def _plain(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, dropout_p: float, scale: float | None, **_: bool
+) -> torch.Tensor:
+    """Causal `scaled_dot_product_attention` by the formula; the queries of all heads that share keys are one matrix."""
+    rows, heads, length, width = query.shape
+    groups = key.shape[1]
+    scale = width**-0.5 if scale is None else scale
+    query = (query * scale).reshape(rows * groups, -1, width)
+    scores = (query @ key.reshape(rows * groups, length, width).mT).view(rows, heads, length, length)
+    later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
+    shares = scores.masked_fill(later, -torch.inf).softmax(-1, dtype=torch.float32).to(value.dtype)
+    shares = F.dropout(shares, dropout_p).view(rows * groups, -1, length)
+    return (shares @ value.reshape(rows * groups, length, -1)).view(rows, heads, length, -1)
 
 
 AttentionInterface.register(NAME, by_document)

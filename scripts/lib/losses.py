@@ -81,6 +81,11 @@ def head_loss(
         chunk: positions at a time.
     """
     counted = targets != IGNORED
+    kind = hidden.device.type
+    if torch.is_autocast_enabled(kind):
+        hidden = hidden.to(
+            torch.get_autocast_dtype(kind)
+        )  # which a function of our own has to see to; softmax and sums stay fp32
     return HeadLoss(
         *_HeadLoss.apply(
             hidden[counted],
@@ -155,12 +160,21 @@ class _HeadLoss(torch.autograd.Function):
         of_kl = _Gradients(hidden, weight, ctx.needs_input_grad) if slerp is not None and reference else None
         ce = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         z, kl = torch.zeros(2, dtype=torch.float32, device=hidden.device)
-        for rows in _stretches(len(targets), chunk, reference):
-            log_p = (hidden[rows] @ head.T).float()
-            log_z = torch.logsumexp(log_p, dim=-1, keepdim=True)
-            log_p -= log_z
+        stretches = list(_stretches(len(targets), chunk, reference))
+        # Two matrices for all stretches: the system's zeroing of new ones took a seventh of a step on a CPU.
+        size = (max((rows.stop - rows.start for rows in stretches), default=0), len(head))
+        logits_of, p_of = (torch.empty(size, dtype=torch.float32, device=hidden.device) for _ in range(2))
+        for rows in stretches:
+            logits, p = (whole[: rows.stop - rows.start] for whole in (logits_of, p_of))
+            if hidden.dtype == logits.dtype:
+                torch.mm(hidden[rows], head.T, out=logits)
+            else:
+                logits.copy_(hidden[rows] @ head.T)
+            torch.softmax(logits, dim=-1, out=p)
+            # By the largest, whose probability is not rounded to 0.
+            log_z = logits.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log_()
             at_target = targets[rows, None]
-            ce[rows] = -log_p.gather(1, at_target)[:, 0]
+            ce[rows] = (log_z - logits.gather(1, at_target))[:, 0]
             z += (log_z**2).sum()
             # d CE / d logits is p - onehot, and d log_z^2 / d logits is 2 log_z p.
             of_target = torch.ones_like(log_z) * ce_weight
@@ -171,11 +185,11 @@ class _HeadLoss(torch.autograd.Function):
                 kl += each
                 slope = found[:, None] * kl_weight
             if of_kl is None:
-                grad, each = _by_logits(log_p, of_p + slope, of_target + slope, at_target, reference, rows, kl_weight)
+                grad, each = _by_logits(p, of_p + slope, of_target + slope, at_target, reference, rows, kl_weight)
             else:
-                grad, each = _by_logits(log_p.clone(), slope, slope, at_target, reference, rows, kl_weight)
+                grad, each = _by_logits(p.clone(), slope, slope, at_target, reference, rows, kl_weight)
                 of_kl.add(rows, grad, head)
-                grad, _ = _by_logits(log_p, of_p, of_target, at_target, None, rows, 0.0)
+                grad, _ = _by_logits(p, of_p, of_target, at_target, None, rows, 0.0)
             kl += each
             gradients.add(rows, grad, head)
         if of_kl is not None:
@@ -254,7 +268,7 @@ def _stretches(positions: int, chunk: int, reference: Distribution | Spans | Non
 
 
 def _by_logits(
-    log_p: torch.Tensor,
+    p: torch.Tensor,
     of_p: torch.Tensor,
     of_target: torch.Tensor,
     at_target: torch.Tensor,
@@ -262,35 +276,28 @@ def _by_logits(
     rows: slice,
     kl_weight: float | torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """of_p * p - of_target * onehot + kl_weight * d KL / d logits, and the KL; `log_p` is overwritten."""
+    """of_p * p - of_target * onehot + kl_weight * d KL / d logits, and the KL; `p` is overwritten."""
     kl = 0.0
     if not isinstance(reference, Distribution):
-        grad = log_p.exp_().mul_(of_p)
+        grad = p.mul_(of_p)
     elif reference.at is None:
-        slope, kl = _kl_slope(log_p, reference, rows)
-        grad = slope.mul_(kl_weight).add_(of_p).mul_(log_p)
+        slope, kl = _kl_slope(p, reference, rows)
+        grad = p.mul_(slope.mul_(kl_weight).add_(of_p))
     else:
-        first, last = torch.searchsorted(
-            reference.at, torch.tensor([rows.start, rows.stop], device=log_p.device)
-        ).tolist()
+        first, last = torch.searchsorted(reference.at, torch.tensor([rows.start, rows.stop], device=p.device)).tolist()
         at = reference.at[first:last] - rows.start
-        p_there = log_p[at]
+        p_there = p[at]
         slope, kl = _kl_slope(p_there, reference, slice(first, last))
-        grad = log_p.exp_().mul_(of_p).index_add_(0, at, slope.mul_(kl_weight).mul_(p_there))
+        grad = p.mul_(of_p).index_add_(0, at, slope.mul_(kl_weight).mul_(p_there))
     return grad.scatter_add_(1, at_target, -of_target), kl
 
 
-def _kl_slope(log_p: torch.Tensor, reference: Distribution, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """What d KL / d logits is p times, and the KL; `log_p` becomes p."""
+def _kl_slope(p: torch.Tensor, reference: Distribution, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """What d KL / d logits is p times, and the KL."""
     log_r = (reference.hidden[rows] @ reference.weight.to(reference.hidden.dtype).T).float()
     log_r -= torch.logsumexp(log_r, dim=-1, keepdim=True)
-    if reference.pieces is None:
-        log_ratio = log_p - log_r
-        q = p = log_p.exp_()
-    else:
-        p = log_p.exp_()
-        q = torch.zeros_like(log_r).index_add_(1, reference.pieces, p)
-        log_ratio = q.clamp_min(torch.finfo(q.dtype).tiny).log_().sub_(log_r)
+    q = p if reference.pieces is None else torch.zeros_like(log_r).index_add_(1, reference.pieces, p)
+    log_ratio = q.clamp_min(torch.finfo(q.dtype).tiny).log_().sub_(log_r)
     del log_r
     # d / d logits_v of sum over u of Q(u) log(Q(u) / R(u)) is p_v (log(Q / R) at v's piece - KL).
     each = torch.linalg.vecdot(q, log_ratio)[:, None]

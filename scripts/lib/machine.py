@@ -4,6 +4,8 @@ Processes are torchrun's or DeepSpeed's launcher's, one a GPU (on CPUs over gloo
 machine and on several. Their folders are on a file system that all of them share: the process of rank 0 writes what there is one of.
 """
 
+import contextlib
+import ctypes
 import importlib.util
 import inspect
 import logging
@@ -22,6 +24,8 @@ from lib.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "flash_attention_2"]
+# Of mallopt: blocks from this size on go back to the system when they are freed, and so does that much at the heap's end. In bytes.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 1 << 30), (-1, (1 << 31) - 1)
 # What a launcher would say to one process alone; torch finds a free port for 0.
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -81,6 +85,8 @@ def arguments(
     """
     if deepspeed is not None:
         _start_deepspeed(deepspeed)
+    if not on_cuda():
+        keep_freed_memory()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     made = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -120,6 +126,14 @@ def optimiser_settings(settings: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in settings.items() if name in inspect.signature(arguments).parameters}
 
 
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next tensors: the system's zeroing of new pages is a ninth of a step on a CPU."""
+    with contextlib.suppress(AttributeError, OSError):  # another library than glibc
+        library = ctypes.CDLL(None)
+        for parameter, size in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            library.mallopt(parameter, size)
+
+
 def count_processes() -> int:
     """How many GPUs, or processes on CPUs, share a step, on all machines together; known before `arguments`."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -133,7 +147,7 @@ def trains_in_bf16(precision: Precision) -> bool:
 def cpu_has_bf16() -> bool:
     """Whether this run is on a CPU with instructions for bf16 products: a frozen model's forward pass takes half the time there.
 
-    Training's does not: autocast casts the weights anew in every pass (docs/LOG.md).
+    Training's takes four fifths, and learns less at first (docs/LOG.md), so it stays in fp32.
     """
     flags = torch.cpu.get_capabilities()
     return not on_cuda() and bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
