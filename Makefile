@@ -19,7 +19,10 @@ CONF := configs/$(PROFILE)
 $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
 include $(CONF)/profile.mk
 ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
+TRANSLATE ?= #    those of INSTRUCT that the same language model translates first (translate.yaml)
 MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge.yaml), not from cpt
+MODEL ?= #        the checkpoint that `make chat` and `make serve` take; the profile's sft if not given
+PORT ?= 8000##     that `make serve` listens on, of this machine only
 GPUS ?= 0##        accelerators to train on (of each machine), from the profile if not given; 0 is the CPU
 NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
 HOSTFILE ?= #    of NODES: `name slots=8` a line, the first this machine; the others are reached by pdsh over ssh
@@ -32,6 +35,12 @@ RAW := data/raw
 MODELS := checkpoints/models
 KEYS := data/.keys
 K := $(KEYS)/$(PROFILE)
+# Where each stage writes. A variant of the profile (`make VARIANT=name CHANGED="sft eval" CONF-sft=...`) has folders and keys of its own for
+# the stages that it changes, and the profile's for the others.
+own = $(if $(filter $(1),$(CHANGED)),variants/$(VARIANT)/)
+$(foreach stage,dedup annotations filter pack translated instruct eval report,$(eval at-$(stage) := $(D)/$(call own,$(stage))$(stage)))
+$(foreach stage,tokenizer init cpt merge reward sft,$(eval at-$(stage) := $(C)/$(call own,$(stage))$(stage)))
+key-of = $(K)/$(call own,$(1))$(1)
 CHECKPOINTS := base init cpt $(if $(strip $(MERGE)),merge) sft
 PY := $(or $(strip $(PYTHON)),$(VENV)/bin/python)
 ifeq ($(strip $(PYTHON)),)
@@ -40,7 +49,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test test-peers lint clean
+QUIET_GOALS := help plan test test-peers lint clean chat serve settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -49,6 +58,10 @@ ifeq ($(findstring n,$(filter-out --%,$(firstword $(MAKEFLAGS)))),)
 endif
 endif
 endif
+
+translated := $(addprefix $(at-translated)/,$(filter $(TRANSLATE),$(INSTRUCT)))
+instructions := $(foreach name,$(INSTRUCT),$(if $(filter $(name),$(TRANSLATE)),$(at-translated),$(RAW))/$(name))
+reward := $(if $(strip $(PREFERENCES)),$(at-reward))
 
 comma := ,
 empty :=
@@ -67,13 +80,13 @@ ssh = -m deepspeed.launcher.runner --hostfile=$(strip $(HOSTFILE)) --num_nodes=$
 by-hand = $(torchrun) --nnodes=$(NODES) --node_rank=$(NODE) --master_addr=$(strip $(MASTER))
 launcher = $(if $(nodes),$(if $(strip $(HOSTFILE)),$(ssh),$(by-hand)),$(if $(several),$(torchrun) --standalone))
 train = $(PY) $(launcher) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
-flags-cpt = --model=$(C)/init --base=$(MODELS)/$(BASE) --pack=$(D)/pack --out=$(C)/cpt
-flags-sft = --model=$(pretrained) --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%)) --held_out=$(D)/pack/held_out --out=$(C)/sft
+flags-cpt = --model=$(at-init) --base=$(MODELS)/$(BASE) --pack=$(at-pack) --out=$(at-cpt)
+flags-sft = --model=$(pretrained) --instructions=$(at-instruct) --held_out=$(at-pack)/held_out --out=$(at-sft)
 # A signal lets the processes finish their step and save: torchrun kills them after this many seconds (30, if its torch is older than that).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 900
 
 # The code whose change makes a stage's output another one (tests/test_makefile.py holds the lists to the imports).
-lib-fetch := conversion documents extraction instructions languages models roff sources spm vocabulary
+lib-fetch := conversion documents extraction instructions languages models preferences roff sources spm vocabulary
 lib-dedup := distributed documents duplicates kernels learned mihash minhash models paragraphs planning rebuilding
 lib-annotate := annotation api corruption documents languages paragraphs sampling
 lib-filter := corruption distributed documents duplicates encoder judging kernels languages learning masking minhash paragraphs quality rules scoring sieve targets
@@ -83,6 +96,9 @@ lib-pack := documents models packing losses
 lib-training := alignment attention budget documents guard losses machine metrics models objective packing processes reference schedules training vocabulary
 lib-cpt := $(lib-training) audit mixing
 lib-merge := merging models
+lib-translate := api documents instructions languages phrases placeholders records translation
+lib-reward := attention corruption documents encoder instructions languages machine pairwise preferences rewards scoring
+lib-instruct := attention contamination corruption dialogues documents duplicates encoder harness instructions kernels languages losses machine metrics minhash paragraphs preferences rewards scoring
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility generation harness metrics models vocabulary
 lib-report := documents languages page plots receipts scores
@@ -93,34 +109,43 @@ code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(tem
 
 languages-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
 languages-tokenizer := $(wildcard configs/languages/*.yaml)
+languages-translate := $(wildcard configs/languages/translate/*.yaml configs/languages/*.yaml)
 
+TEXTS := $(SOURCES) $(INSTRUCT) $(PREFERENCES)
+FOLDERS := $(BASE) $(sort $(ENCODER) $(REWARD_ENCODER)) $(TOKENIZERS)
+fetched := $(TEXTS:%=$(RAW)/%) $(FOLDERS:%=$(MODELS)/%)
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
 facts-filter := $(ENCODER) $(ANNOTATE)
 facts-tokenizer := $(BASE) $(TOKENIZERS)
 facts-init := $(BASE)
-facts-sft := $(strip $(INSTRUCT) $(MERGE))
+facts-reward := $(PREFERENCES) $(REWARD_ENCODER)
+facts-instruct := $(strip $(INSTRUCT) $(TRANSLATE) $(PREFERENCES))
+facts-sft := $(strip $(MERGE))
 facts-eval := $(BASE)
-facts-report := $(SOURCES) $(INSTRUCT) $(BASE) $(ENCODER) $(TOKENIZERS) $(ANNOTATE)
+facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
 
 ##@ The pipeline
-.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge sft eval report
+.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval report
 all: report ## everything, up to the report
-	@echo "the report: $(D)/report/report.html"
+	@echo "the report: $(at-report)/report.html"
 demo: ## the whole pipeline on the embedded default, from nothing
 	@$(MAKE) PROFILE=demo all
-fetch: $(call manifests,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) ## corpora, models, tokenizers
-dedup: $(D)/dedup/manifest.json ## corpus without duplicate paragraphs
-annotate: $(D)/annotations/manifest.json ## sampled documents scored by a language model (if ANNOTATE, part of filter)
-filter: $(D)/filter/manifest.json ## corpus without poor documents; the trained filter
-tokenizer: $(C)/tokenizer/manifest.json ## the new tokenizer
-init: $(C)/init/manifest.json ## the base model with the new vocabulary
-pack: $(D)/pack/manifest.json ## training sequences, held-out documents
-cpt: $(C)/cpt/manifest.json ## continued pre-training, CE + KL
-merge: $(C)/merge/manifest.json ## init and cpt interpolated, tensor by tensor (if MERGE, where sft starts)
-sft: $(C)/sft/manifest.json ## instruction tuning
-eval: $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) ## scores of base, init, cpt and sft
-report: $(D)/report/manifest.json ## one HTML page about it all
+fetch: $(call manifests,$(fetched)) ## corpora, instructions, models, tokenizers
+dedup: $(at-dedup)/manifest.json ## corpus without duplicate paragraphs
+annotate: $(at-annotations)/manifest.json ## sampled documents scored by a language model (if ANNOTATE, part of filter)
+filter: $(at-filter)/manifest.json ## corpus without poor documents; the trained filter
+tokenizer: $(at-tokenizer)/manifest.json ## the new tokenizer
+init: $(at-init)/manifest.json ## the base model with the new vocabulary
+pack: $(at-pack)/manifest.json ## training sequences, held-out documents
+cpt: $(at-cpt)/manifest.json ## continued pre-training, CE + KL
+merge: $(at-merge)/manifest.json ## init and cpt interpolated, tensor by tensor (if MERGE, where sft starts)
+translate: $(call manifests,$(translated)) ## instructions of TRANSLATE in the target language (part of instruct)
+reward: $(at-reward)/manifest.json ## the reward model (if there are PREFERENCES, part of instruct)
+instruct: $(at-instruct)/manifest.json ## the instruction set: checked, deduplicated, filtered by the reward model, mixed
+sft: $(at-sft)/manifest.json ## instruction tuning
+eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
+report: $(at-report)/manifest.json ## one HTML page about it all
 
 $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
@@ -128,44 +153,53 @@ $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 $(MODELS)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
 
-$(D)/dedup/manifest.json: $(K)/dedup $(call manifests,$(SOURCES:%=$(RAW)/%)) | $(READY)
+$(at-dedup)/manifest.json: $(call key-of,dedup) $(call manifests,$(SOURCES:%=$(RAW)/%)) | $(READY)
 	$(call run,dedup,dedup) --corpus=$(call list,$(SOURCES:%=$(RAW)/%/documents)) --out=$(@D)
 
-$(D)/annotations/manifest.json: $(K)/annotate $(D)/dedup/manifest.json | $(READY)
-	$(call run,annotate,annotate) --documents=$(D)/dedup/documents --out=$(@D)
+$(at-annotations)/manifest.json: $(call key-of,annotate) $(at-dedup)/manifest.json | $(READY)
+	$(call run,annotate,annotate) --documents=$(at-dedup)/documents --out=$(@D)
 
-$(D)/filter/manifest.json: $(K)/filter $(D)/dedup/manifest.json $(MODELS)/$(ENCODER)/manifest.json $(if $(strip $(ANNOTATE)),$(D)/annotations/manifest.json) | $(READY)
-	$(call run,filter,filter) --documents=$(D)/dedup/documents --encoder=$(MODELS)/$(ENCODER) $(if $(strip $(ANNOTATE)),--annotations=$(D)/annotations/documents) --out=$(@D)
+$(at-filter)/manifest.json: $(call key-of,filter) $(at-dedup)/manifest.json $(MODELS)/$(ENCODER)/manifest.json $(if $(strip $(ANNOTATE)),$(at-annotations)/manifest.json) | $(READY)
+	$(call run,filter,filter) --documents=$(at-dedup)/documents --encoder=$(MODELS)/$(ENCODER) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)/documents) --out=$(@D)
 
-$(C)/tokenizer/manifest.json: $(K)/tokenizer $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
-	$(call run,train_spm,tokenizer) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
+$(at-tokenizer)/manifest.json: $(call key-of,tokenizer) $(at-filter)/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
+	$(call run,train_spm,tokenizer) --documents=$(at-filter) --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
 
-$(C)/init/manifest.json: $(K)/init $(C)/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
-	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/tokenizer --documents=$(D)/filter --out=$(@D)
+$(at-init)/manifest.json: $(call key-of,init) $(at-tokenizer)/manifest.json $(MODELS)/$(BASE)/manifest.json $(at-filter)/manifest.json | $(READY)
+	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(at-tokenizer) --documents=$(at-filter) --out=$(@D)
 
-$(D)/pack/manifest.json: $(K)/pack $(D)/filter/manifest.json $(C)/tokenizer/manifest.json | $(READY)
-	$(call run,pack,pack) --documents=$(D)/filter --tokenizer=$(C)/tokenizer --out=$(@D)
+$(at-pack)/manifest.json: $(call key-of,pack) $(at-filter)/manifest.json $(at-tokenizer)/manifest.json | $(READY)
+	$(call run,pack,pack) --documents=$(at-filter) --tokenizer=$(at-tokenizer) --out=$(@D)
 
-$(C)/cpt/manifest.json: $(K)/cpt $(C)/init/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/pack/manifest.json | $(READY)
+$(at-cpt)/manifest.json: $(call key-of,cpt) $(at-init)/manifest.json $(MODELS)/$(BASE)/manifest.json $(at-pack)/manifest.json | $(READY)
 	$(call train,cpt) $(flags-cpt)
 
-$(C)/merge/manifest.json: $(K)/merge $(C)/init/manifest.json $(C)/cpt/manifest.json | $(READY)
-	$(call run,merge,merge) --model=$(C)/init --other=$(C)/cpt --out=$(@D)
+$(at-merge)/manifest.json: $(call key-of,merge) $(at-init)/manifest.json $(at-cpt)/manifest.json | $(READY)
+	$(call run,merge,merge) --model=$(at-init) --other=$(at-cpt) --out=$(@D)
 
-pretrained := $(C)/$(if $(strip $(MERGE)),merge,cpt)
-$(C)/sft/manifest.json: $(K)/sft $(pretrained)/manifest.json $(D)/pack/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) | $(READY)
+$(at-translated)/%/manifest.json: $(call key-of,translate) $(RAW)/%/manifest.json | $(READY)
+	$(call run,translate,translate) --items=$(RAW)/$* --out=$(@D)
+
+$(at-reward)/manifest.json: $(call key-of,reward) $(call manifests,$(PREFERENCES:%=$(RAW)/%) $(MODELS)/$(REWARD_ENCODER)) | $(READY)
+	$(call run,reward,reward) --preferences=$(call list,$(PREFERENCES:%=$(RAW)/%)) --encoder=$(MODELS)/$(REWARD_ENCODER) --out=$(@D)
+
+$(at-instruct)/manifest.json: $(call key-of,instruct) $(call manifests,$(instructions) $(reward)) | $(READY)
+	$(call run,instruct,instruct) --instructions=$(call list,$(instructions)) $(addprefix --reward=,$(reward)) --out=$(@D)
+
+pretrained := $(if $(strip $(MERGE)),$(at-merge),$(at-cpt))
+$(at-sft)/manifest.json: $(call key-of,sft) $(pretrained)/manifest.json $(at-pack)/manifest.json $(at-instruct)/manifest.json | $(READY)
 	$(call train,sft) $(flags-sft)
 
 model-base := $(MODELS)/$(BASE)
-model-init := $(C)/init
-model-cpt := $(C)/cpt
-model-merge := $(C)/merge
-model-sft := $(C)/sft
-$(D)/eval/%/manifest.json: $(K)/eval $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
-	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
+model-init := $(at-init)
+model-cpt := $(at-cpt)
+model-merge := $(at-merge)
+model-sft := $(at-sft)
+$(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(at-pack)/manifest.json | $(READY)
+	$(call run,eval,eval) --model=$(model-$*) --held_out=$(at-pack)/held_out/documents --out=$(@D)
 
-$(D)/report/manifest.json: $(K)/report $(C)/sft/manifest.json $(call manifests,$(CHECKPOINTS:%=$(D)/eval/%)) | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(addprefix $(RAW)/,$(SOURCES) $(INSTRUCT)) $(addprefix $(MODELS)/,$(BASE) $(ENCODER) $(TOKENIZERS))) --dedup=$(D)/dedup --filter=$(D)/filter $(if $(strip $(ANNOTATE)),--annotations=$(D)/annotations) --tokenizer=$(C)/tokenizer --init=$(C)/init --pack=$(D)/pack --cpt=$(C)/cpt --sft=$(C)/sft --evaluations=$(call list,$(CHECKPOINTS:%=$(D)/eval/%)) --out=$(@D)
+$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) | $(READY)
+	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
@@ -174,7 +208,7 @@ key = mkdir -p $(@D) && { printf '%s\n' $(1); cat $(2) | sha256sum; } > $@.new &
 $(KEYS)/sources/%: FORCE
 	+@$(call key,source,configs/sources/$*.yaml $(call code,fetch))
 $(K)/%: FORCE
-	+@$(call key,'$(facts-$*)',$(call code,$*) $(call conf,$*) $(languages-$*))
+	+@$(call key,'$(facts-$(*F))',$(call code,$(*F)) $(call conf,$(*F)) $(languages-$(*F)))
 .PHONY: FORCE
 FORCE:
 
@@ -185,6 +219,15 @@ join-cpt: ## on each further machine of NODES with MASTER=: take part in the fir
 	$(call train,cpt) $(flags-cpt)
 join-sft: ## the same for `make sft`
 	$(call train,sft) $(flags-sft)
+
+##@ Using a checkpoint
+.PHONY: chat serve
+# What is there already; nothing is trained for it.
+model := $(or $(strip $(MODEL)),$(at-sft))
+chat: | $(READY) ## talk to MODEL in the terminal
+	@$(PY) scripts/chat.py --model=$(model)
+serve: | $(READY) ## MODEL behind an OpenAI-compatible server (transformers serve; for many users `vllm serve` on the same folder)
+	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_UPDATE_CHECK=1 $(PY) -m transformers.cli.transformers serve $(model) --port $(PORT)
 
 include configs/comparisons.mk
 

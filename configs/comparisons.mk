@@ -105,5 +105,11 @@ bench-sft: $(MODELS)/$(BASE)/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/
 mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) ## MIHash beside MinHash, random hyperplanes and cosines
 	$(PY) scripts/mihash_bench.py --corpus=$(call list,$(MIHASH_CORPUS:%=$(RAW)/%)) --encoder=$(MODELS)/e5-small $(if $(strip $(VERSIONS)),--versions=$(strip $(VERSIONS))) $(if $(strip $(HEADLINES)),--headlines=$(strip $(HEADLINES)))
 init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training
+# Each variant is a make of its own, which finds out what it can share; a grid is `make ablate-<its file's name>`.
+ablate-%: $(CONF)/ablations/%.yaml | $(READY)
+	$(PY) scripts/ablate.py --grid=$< --profile=$(PROFILE) --out=$(D)/ablations/$*
+settings-%:
+	@echo $(call conf,$*)
+ablate-sft: ## variants of the instructions and of tuning on them (the paper's Table 10), trained and scored
 kl-bench: $(D)/kl-bench/scores/manifest.json ## references of the KL term in both modes of the vocabulary: what was learned and what was forgotten
 vocab-sweep: $(D)/vocab-sweep/manifest.json ## vocabularies of the sizes in SWEEP: tokens saved, parameters spent

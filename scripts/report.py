@@ -2,7 +2,7 @@
 
     python scripts/report.py --fetched=data/raw/manpages-ru,checkpoints/models/smollm2-135m --dedup=data/demo/dedup \
         --filter=data/demo/filter --tokenizer=checkpoints/demo/tokenizer --init=checkpoints/demo/init \
-        --pack=data/demo/pack --cpt=checkpoints/demo/cpt --sft=checkpoints/demo/sft \
+        --pack=data/demo/pack --cpt=checkpoints/demo/cpt --instruct=data/demo/instruct --sft=checkpoints/demo/sft \
         --evaluations=data/demo/eval/base,data/demo/eval/sft --out=data/demo/report
 
 Reads:  the manifests of all stages; fertility.json, metrics.jsonl, generations.jsonl; samples of the removed texts and
@@ -30,10 +30,12 @@ def main(
     init: Path,
     pack: Path,
     cpt: Path,
+    instruct: Path,
     sft: Path,
     evaluations: list[Path],
     out: Path,
     annotations: Path | None = None,
+    reward: Path | None = None,
     samples: int = 3,
     near_duplicates: int = 20,
     prompts: int = 40,
@@ -49,10 +51,12 @@ def main(
         init: folder of the initialised model.
         pack: output of the pack stage.
         cpt: folder of the model after continued pre-training.
+        instruct: output of the instruct stage.
         sft: folder of the model after instruction tuning.
         evaluations: outputs of the eval stage, in the order of training, the base first.
         out: the folder to write.
         annotations: output of the annotate stage, where there was one.
+        reward: folder of the reward model, where there is one.
         samples: removed texts that are shown for each reason.
         near_duplicates: near duplicates that are shown with the paragraphs kept instead.
         prompts: prompts that are shown with their answers, at most.
@@ -72,6 +76,8 @@ def main(
         "init": init,
         "pack": pack,
         "cpt": cpt,
+        **({"reward": reward} if reward else {}),
+        "instruct": instruct,
         "sft": sft,
     }
     folders |= {f"eval {path.name}": path for path in evaluations}

@@ -487,38 +487,3 @@ def test_an_empty_source_beside_a_full_one(script, tmp_path):
     done = script("dedup", f"--corpus={tmp_path / 'skipped' / 'documents'},{full}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "out" / "documents")) == 1
-
-
-def test_instructions_are_compared_by_their_prompts(script, tmp_path):
-    def dialogue(name, *turns):
-        roles = ("user", "assistant")
-        messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(turns)]
-        return {"id": name, "messages": messages, "language": "ru"}
-
-    question = "Напиши короткий рассказ о море и о том, кто его любит."
-    sets = {
-        "a": [dialogue("a1", question, "Жил-был…"), dialogue("a2", "Привет", "Здравствуйте")],
-        "b": [
-            dialogue("b1", question.replace("короткий", "коротких"), "Другой ответ"),
-            dialogue("b2", "ПРИВЕТ", "И вам"),
-            dialogue("b3", question, "Рассказ", "А теперь расскажи о горах, снегах и лавинах", "Хорошо"),
-        ],
-    }
-    for name, records in sets.items():
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    out = tmp_path / "out"
-    done = script("dedup_prompts", f"--instructions={tmp_path / 'a.jsonl'},{tmp_path / 'b.jsonl'}", f"--out={out}")
-    assert done.returncode == 0, done.stderr
-    kept, removed = (
-        [json.loads(line) for line in (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for name in ("instructions", "removed")
-    )
-    assert kept == [*sets["a"], sets["b"][2]]  # what else the user says counts too
-    assert [(r["id"], r["twin_id"], r["reason"]) for r in removed] == [
-        ("b1", "a1", "near_duplicate"),
-        ("b2", "a2", "exact_duplicate"),
-    ]
-    assert 0.8 <= removed[0]["similarity"] < 1
-    refused = script("dedup_prompts", f"--instructions={tmp_path / 'a.jsonl'}", "--threshold=2", f"--out={tmp_path}/no")
-    assert refused.returncode == 2

@@ -174,6 +174,31 @@ def test_instructions(tmp_path):
     }
 
 
+def test_preferences(tmp_path):
+    """Ranked answers, as Nectar has them: the best and the worst; a row without them stops or is counted."""
+    ranked = [{"answer": "так себе", "rank": 2.0}, {"answer": "плохо", "rank": 7.0}, {"answer": "хорошо", "rank": 1.0}]
+    rows = [
+        {"prompt": "\n\nHuman: Как дела?\n\nAssistant: ", "answers": ranked},
+        {"prompt": "Кто?", "answers": ranked[:1]},
+    ]
+    path = tmp_path / "ranked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "out"
+    flags = ["--type=path", f"--path={path}", "--format=preferences", "--licence=x", "--language=ru", f"--out={out}"]
+    flags.append("--columns={'prompt': 'prompt', 'answers': 'answers'}")
+    refused = fetch(*flags)
+    assert refused.returncode == 2
+    assert "ranked.jsonl:2: no answer in 'chosen'" in refused.stderr
+    done = fetch(*flags, "--on_error=skip")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "preferences.jsonl").read_text(encoding="utf-8")) == {
+        "id": "out-00001", "prompt": "Как дела?", "chosen": "хорошо", "rejected": "плохо", "language": "ru",
+    }  # fmt: skip
+    results = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["results"]
+    assert (results["preferences"], results["characters"]) == (1, 20)
+    assert results["skipped_records"] == {"broken_record": 1}
+
+
 def test_a_package_comes_from_the_index_once_and_then_from_the_cache(tmp_path, wheel):
     out = tmp_path / "quotes"
     sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()

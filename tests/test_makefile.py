@@ -9,12 +9,16 @@ import pytest
 import yaml
 from conftest import ROOT
 
-PLUMBING = {"cli", "errors", "progress", "stage"}  # prints, checks and writes; no result depends on it
+# Prints, checks, writes, speeds up; no result depends on it.
+PLUMBING = {"cli", "errors", "processor", "progress", "stage"}
 PICTURES = {"plots"}  # the tokenizer stage's is read by no other stage: a new colour is not worth training anew
 # What shows a training and keeps it safe; none of it makes another model.
 WATCHING = {"disk", "generation", "journal", "plots", "samples", "trackers", "utilisation"}
 COMPARISONS = ("init-bench", "kl-bench", "vocab-sweep")
-STAGES = ("fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "merge", "sft", "eval", "report")
+STAGES = (
+    "fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "merge", "translate", "reward", "instruct", "sft",
+    "eval", "report",
+)  # fmt: skip
 
 
 def make(*arguments, check=True, **environment):
@@ -84,7 +88,7 @@ def test_plan_lists_the_stages_in_order_and_makes_nothing(tmp_path):
     printed = make("plan", "PROFILE=test", f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k").stdout
     scripts = re.findall(r"scripts/(\w+)\.py", printed)
     order = [script for script in scripts if script != "fetch"]
-    assert order[:7] == ["dedup", "filter", "train_spm", "init_embeddings", "pack", "cpt", "sft"]
+    assert order[:9] == ["dedup", "filter", "train_spm", "init_embeddings", "pack", "cpt", "reward", "instruct", "sft"]
     assert order.count("eval") == 4
     assert order[-1] == "report"
     assert not (tmp_path / "d").exists()

@@ -14,7 +14,7 @@ from lib import cli
 ROOT = Path(__file__).parents[1]
 BIG = ("vikhr-7b", "llama2-7b", "llama3-8b", "nemo-12b")
 SCRIPTS = {"tokenizer": "train_spm", "init": "init_embeddings"}
-STAGES = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "merge", "sft", "eval", "report")
+STAGES = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "merge", "reward", "instruct", "sft", "eval", "report")
 
 
 def variables(profile, *names):
@@ -44,7 +44,7 @@ def test_every_stage_reads_its_settings(profile, stage):
 
 @pytest.mark.parametrize("profile", BIG)
 def test_every_name_is_a_source(profile):
-    names = variables(profile, "BASE", "ENCODER", "SOURCES", "INSTRUCT", "TOKENIZERS")
+    names = variables(profile, "BASE", "ENCODER", "SOURCES", "INSTRUCT", "PREFERENCES", "REWARD_ENCODER", "TOKENIZERS")
     for name in " ".join(names.values()).split():
         assert (ROOT / "configs" / "sources" / f"{name}.yaml").is_file(), name
 

@@ -177,6 +177,30 @@ def page_text(tmp_path_factory):
     return (made.data / "report" / "report.html").read_text(encoding="utf-8")
 
 
+INSTRUCTED = {
+    "instructions_in": 30, "instructions_kept": 21, "removed": {"near_duplicate": 7, "contaminated": 2},
+    "sources": [
+        {"source": "saiga", "languages": {"ru": 15, "en": 5}, "dialogues": 20, "removed": {"near_duplicate": 4}, "kept": 16,
+         "answers": 20, "characters": 3000},
+        {"source": "nectar", "languages": {"en": 10}, "dialogues": 10, "removed": {"near_duplicate": 3, "contaminated": 2}, "kept": 5,
+         "answers": 5, "characters": 900},
+    ],
+    "contamination": {
+        "ru_mmlu": {"items": 160, "too_short": 3, "dialogues": 2}, "ruxnli": {"items": 9, "too_short": 0, "dialogues": 0},
+    },
+}  # fmt: skip
+REWARDED = {
+    "pairs": {"training": 150, "calibration": 10, "held_out": 40},
+    "evaluation": {
+        "ru": {
+            "pairs": 40, "accuracy": {"value": 0.8, "low": 0.75, "high": 0.85}, "longer_wins": {"value": 0.7, "low": 0.65, "high": 0.75},
+            "gain": {"value": 0.1, "low": 0.02, "high": 0.18}, "accuracy_where_the_shorter_is_better": None, "length_correlation": -0.1,
+            "calibration": {"error": 0.03, "bins": []},
+        },
+    },
+}  # fmt: skip
+
+
 def make_run(tmp_path):
     """The folders of a small finished run, and a call of the script on them."""
     raw, data, models = tmp_path / "raw", tmp_path / "data" / "tiny", tmp_path / "models"
@@ -222,6 +246,8 @@ def make_run(tmp_path):
         "norm_outside": {"input": 2},
     }
     write(data / "cpt", manifest(trained | {"audit": audit}), metrics=logged)
+    write(data / "instruct", manifest(INSTRUCTED))
+    write(data / "reward", manifest(REWARDED))
     nothing = {"held_out_first": None, "held_out_last": None, "dialogues": {"kept": 18, "too_long": 2}}
     write(data / "sft", manifest(trained | nothing), metrics=[])
     base = evaluation("base", (2.0, 1.9, 2.1), (1.0, 0.9, 1.1), (0.3, 0.2, 0.4), 0.0)
@@ -230,10 +256,16 @@ def make_run(tmp_path):
     tuned = evaluation("sft", (1.5, 1.4, 1.6), None, (0.5, 0.41, 0.6), 250.0)
     write(data / "eval" / "sft", tuned, generations=[answer | {"completion": f"```{NASTY}", "finished": True}])
 
-    def call(*flags, annotations=True, fetched=f"{raw / 'pages'},{raw / 'gone'},{raw / 'never'},{models / 'little'}"):
-        names = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "sft")
+    def call(
+        *flags,
+        annotations=True,
+        reward=True,
+        fetched=f"{raw / 'pages'},{raw / 'gone'},{raw / 'never'},{models / 'little'}",
+    ):
+        names = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "instruct", "sft")
         given = [f"--{name}={data / name}" for name in names]
         given += [f"--annotations={data / 'annotations'}"] if annotations else []
+        given += [f"--reward={data / 'reward'}"] if reward else []
         given += [f"--fetched={fetched}", f"--evaluations={data / 'eval' / 'base'},{data / 'eval' / 'sft'}"]
         return subprocess.run(
             [sys.executable, str(SCRIPT), *given, f"--out={data / 'report'}", *flags],
@@ -291,7 +323,7 @@ def test_the_script_writes_one_page_and_a_card(run):
         ["sft", "1.500", "-", "2.00", "-", "250", "1,024", "1.5"],
     ]
     recorded = json.loads((out / "manifest.json").read_text())
-    assert recorded["results"]["seconds_of_all_stages"] == 13 * 30.0
+    assert recorded["results"]["seconds_of_all_stages"] == 15 * 30.0
     cells = recorded["results"]["scores"]["rows"][1]["cells"]
     assert cells["bits_per_byte.ru"] == {"value": 1.5, "low": 1.4, "high": 1.6, "against_base": "better"}
     assert cells["bits_per_byte.en"] is None
@@ -319,7 +351,7 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
 @pytest.mark.parametrize(
     "said",
     [
-        "6 min 30 s of work",
+        "7 min 30 s of work",
         "skipped: apt-get is not installed",
         "no manifest: it was not fetched",
         "npm is not installed",
@@ -369,6 +401,12 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         "▲ 1.500",
         "guessing 25.0%",
         "abab",
+        "30 dialogues were read, 21 are left",
+        '<td>saiga</td><td>ru, en</td><td class="n">20</td>\n<td class="n">4</td><td class="n">0</td><td class="n">16</td>',
+        "ru_mmlu in 2 dialogues (160 items, 3 too short to be looked for), \nruxnli in 0 dialogues (9 items). These were left out.",
+        "Learnt from 150 pairs",
+        '<td class="n">80.0%<small>75.0% – 85.0%</small></td><td class="n">70.0%<small>65.0% – 75.0%</small></td>',
+        '<td class="n">–</td>\n<td class="n">−0.10</td><td class="n">0.03</td>',
         "640 tokens were packed in 10 rows:\n128 en, 512 ru.",
         "Row audit after step 1: of 783 new rows\n40 of the input had no gradient yet",
         "the tokens of 41 had not occurred; 2 rows of the input",
@@ -439,11 +477,18 @@ def test_what_is_not_there_is_left_out(run):
                 del evaluation[name]
             del evaluation["auc_of_bag_of_words"], evaluation["auc_of_bag_of_words_interval"]
         path.write_text(json.dumps(content), encoding="utf-8")
-    done = run(annotations=False)
+    done = run(annotations=False, reward=False)
     assert done.returncode == 0, done.stderr
     text = (run.data / "report" / "report.html").read_text(encoding="utf-8")
     assert "It was trained in another run (given/model)" in text
-    for absent in ("Annotated by", "Clusters of", "other thresholds", "Where the removed stood", "Undefined"):
+    for absent in (
+        "Annotated by",
+        "Clusters of",
+        "other thresholds",
+        "Where the removed stood",
+        "The reward model",
+        "Undefined",
+    ):
         assert absent not in text
     recorded = json.loads((run.data / "report" / "manifest.json").read_text())
     assert "annotations" not in recorded["inputs"]

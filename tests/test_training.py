@@ -19,7 +19,7 @@ from tiny_model import save as save_tiny
 from tiny_model import tokenizer as tiny_tokenizer
 
 import cpt
-from lib import documents, machine, mixing, models, objective, packing, stage, training, vocabulary
+from lib import documents, machine, mixing, models, objective, packing, processor, stage, training, vocabulary
 from lib.errors import UserError
 
 LENGTH = 16
@@ -90,9 +90,33 @@ def test_single_precision_products_are_that_whichever_library_makes_them():
     left, right = torch.randn(300, 576), torch.randn(576, 200)
     exact = left.double() @ right.double()
     assert (left @ right - exact).abs().max() < 3e-6 * exact.abs().max()  # a thousand times that in bf16
-    flags = torch.cpu.get_capabilities()
-    by_onednn = flags.get("avx512_f") and not flags.get("amx_bf16") and not torch.cuda.is_available()
+    by_onednn = "avx512f" in processor.flags() and "amx_bf16" not in processor.flags() and not torch.cuda.is_available()
     assert torch.get_float32_matmul_precision() == ("medium" if by_onednn else "highest")
+
+
+def test_training_keeps_freed_memory_where_the_c_library_can():
+    """A tensor of 100 MB is mapped by itself before, and lies on the heap, which is kept, after."""
+    code = """
+import ctypes, sys
+sys.path.insert(0, "scripts")
+import torch
+from lib import machine
+class Mallinfo(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Mallinfo
+def mapped():
+    before = library.mallinfo2().hblkhd
+    tensor = torch.empty(25_000_000)
+    return library.mallinfo2().hblkhd - before
+first = mapped()
+machine.keep_freed_memory()
+print(first > 90e6, mapped() == 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    if "mallinfo2" in done.stderr:
+        pytest.skip("another C library than glibc")
+    assert done.stdout.split() == ["True", "True"], done.stderr
 
 
 @pytest.mark.parametrize("held", [0, 5])

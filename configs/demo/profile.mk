@@ -2,6 +2,9 @@
 BASE := smollm2-135m
 ENCODER := e5-small
 INSTRUCT := builtin-instruct
+# What the reward model learns from, and the encoder that it starts as.
+PREFERENCES := builtin-preferences
+REWARD_ENCODER := e5-small
 # Russian to learn; English to remember by.
 SOURCES := wiktionary-ru word-senses-ru manpages-ru manpages-ru-dev libreoffice-help-ru fortunes-ru developers-reference-ru \
   aptitude-doc-ru debian-faq-ru wikipedia-en manpages-en manpages-dev-en libreoffice-help-en fortunes-en developers-reference-en aptitude-doc-en debian-faq-en

@@ -2,6 +2,9 @@
 # English Wikipedia, on which forgetting is measured.
 SOURCES := ru-wikipedia ru-news habr ru-science ru-web en-wikipedia
 INSTRUCT := saiga veles ru-flan nectar
+# The paper's reward model is a multilingual-e5.
+PREFERENCES := nectar-preferences
+REWARD_ENCODER := e5-large
 ENCODER := rubert-tiny2
 TOKENIZERS := tokenizer-llama2 tokenizer-llama3 tokenizer-gemma3 tokenizer-gpt4o tokenizer-qwen3
 # For `make vocab-sweep`: the sizes of Table 7.

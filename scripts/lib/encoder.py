@@ -17,6 +17,9 @@ import transformers
 from onnxruntime import quantization
 from torch.nn import functional
 
+from lib import processor
+
+processor.multiply_by_onednn()
 Run = Callable[[np.ndarray, np.ndarray], np.ndarray]
 LONGEST_TRACED = 512  # a bound that the exporter wants; shapes are dynamic
 

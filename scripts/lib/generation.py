@@ -84,10 +84,14 @@ def complete(
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
     """A user's turn and the opening of the answer, or the bare prompt for a tokenizer without a chat template."""
+    return encode_turns(tokenizer, [{"role": "user", "content": prompt}])
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerFast, messages: Sequence[dict[str, str]]) -> list[int]:
+    """A conversation and the opening of the next answer, or what was said, as one text, without a chat template."""
     if tokenizer.chat_template is None:
-        return tokenizer(prompt)["input_ids"]
-    turn = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False)
+        return tokenizer("\n".join(message["content"] for message in messages))["input_ids"]
+    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> set[int]:

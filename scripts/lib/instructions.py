@@ -66,7 +66,7 @@ def normalise(record: Mapping, columns: Mapping[str, str]) -> list[dict[str, str
         extra = record.get(columns.get("input", ""))
         if not isinstance(prompt, str):
             return f"no text in '{columns['prompt']}'"
-        messages = _turns(f"{prompt}\n\n{extra}" if extra else prompt)
+        messages = turns_of(f"{prompt}\n\n{extra}" if extra else prompt)
         messages.append({"role": "assistant", "content": answer})
     return _checked(messages)
 
@@ -94,7 +94,7 @@ def _best(answer: object) -> object:
     return answer[0] if answer else None
 
 
-def _turns(prompt: str) -> list[dict]:
+def turns_of(prompt: str) -> list[dict]:
     """A prompt that is a conversation written as `Human: ... Assistant: ...`, else one message."""
     parts = TURN.split(prompt)
     if len(parts) < 3 or parts[0].strip():

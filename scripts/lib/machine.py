@@ -20,6 +20,7 @@ import torch
 from transformers import TrainingArguments
 
 from lib import attention as by_document
+from lib import processor
 from lib.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -149,8 +150,7 @@ def cpu_has_bf16() -> bool:
 
     Training's takes four fifths, and learns less at first (docs/LOG.md), so it stays in fp32.
     """
-    flags = torch.cpu.get_capabilities()
-    return not on_cuda() and bool(flags.get("avx512_bf16") or flags.get("amx_bf16"))
+    return not on_cuda() and processor.has_bf16()
 
 
 def device() -> torch.device:

@@ -23,6 +23,7 @@ from lib.kernels import DROPPED, EXPANDS, HARD, SKETCH_BITS, SPACE, STRESS
 # Candidates are checked and a missed pair is lost, hence the uneven weights: at 128 registers and threshold 0.8 that gives
 # 18 bands of 7.
 BAND_WEIGHTS = (0.01, 0.99)
+STEEPEST = 0.99  # beyond, datasketch wants fewer than two bands; candidates are verified by their exact similarity all the same
 LAST_TO_CHANGE = 0x2FFFF  # no code point above has another normal form, or is combining
 BLOCK = 1 << 20  # bytes looked at for line breaks at a time
 ROUNDS = 24  # the number of a round is the upper byte of a register
@@ -74,7 +75,7 @@ class Scheme:
 
 def scheme(threshold: float, num_perm: int, size: int, words: bool, min_chars: int) -> Scheme:
     """The scheme whose bands datasketch's optimiser chooses, weighted by `BAND_WEIGHTS`."""
-    index = datasketch.MinHashLSH(threshold=threshold, num_perm=num_perm, weights=BAND_WEIGHTS)
+    index = datasketch.MinHashLSH(threshold=min(threshold, STEEPEST), num_perm=num_perm, weights=BAND_WEIGHTS)
     return Scheme(threshold, num_perm, index.b, index.r, size, words, min_chars)
 
 

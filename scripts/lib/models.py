@@ -11,15 +11,12 @@ import transformers
 from tokenizers import Tokenizer, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from lib import processor
 from lib.errors import UserError
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # an installed DeepSpeed, which accelerate imports, would warn of it
-    # MKL leaves AVX-512 aside on processors other than Intel's, oneDNN is twice as fast there, and torch asks it at 'medium' only. That
-    # permits products of bf16, which oneDNN makes where there is AMX; elsewhere they are fp32 all the same.
-    flags = torch.cpu.get_capabilities()
-    if flags.get("avx512_f") and not flags.get("amx_bf16"):
-        torch.set_float32_matmul_precision("medium")
+processor.multiply_by_onednn()
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 

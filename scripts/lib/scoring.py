@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from tokenizers import Tokenizer
 
+from lib import processor
 from lib.corruption import CRITERIA
 from lib.errors import UserError
 
@@ -49,7 +50,7 @@ def choose(precision: Precision, device: str) -> Precision:
     """
     if precision != "auto":
         return precision
-    if device != "cpu" or {"avx512_bf16", "amx_bf16"} & _processor_flags():
+    if device != "cpu" or processor.has_bf16():
         return "bf16"
     return "fp32"
 
@@ -137,11 +138,3 @@ def mapped_tensor(file: Path, name: str) -> np.ndarray:
     begin, end = entry["data_offsets"]
     assert end - begin == 4 * math.prod(entry["shape"])
     return np.memmap(file, dtype="<f4", mode="r", offset=8 + size + begin, shape=tuple(entry["shape"]))
-
-
-def _processor_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
