@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from lib import encoder, judging, quality, scoring, targets
+from lib import encoder, judging, processor, quality, scoring, targets
 from lib.errors import UserError
 from lib.quality import Example
 
@@ -92,9 +92,9 @@ def test_word_embeddings_are_read_where_they_lie(model, tmp_path):
 
 
 def test_auto_precision_follows_the_hardware(monkeypatch):
-    monkeypatch.setattr(scoring, "_processor_flags", lambda: {"avx2", "avx512_bf16"})
+    monkeypatch.setattr(processor, "flags", lambda: {"avx2", "avx512_bf16"})
     assert scoring.choose("auto", "cpu") == "bf16"
-    monkeypatch.setattr(scoring, "_processor_flags", lambda: {"avx2"})
+    monkeypatch.setattr(processor, "flags", lambda: {"avx2"})
     assert scoring.choose("auto", "cpu") == "fp32"
     assert scoring.choose("auto", "cuda:1") == "bf16"
     assert scoring.choose("int8", "cpu") == "int8"
