@@ -181,7 +181,7 @@ $(at-translated)/%/manifest.json: $(call key-of,translate) $(RAW)/%/manifest.jso
 	$(call run,translate,translate) --items=$(RAW)/$* --out=$(@D)
 
 $(at-reward)/manifest.json: $(call key-of,reward) $(call manifests,$(PREFERENCES:%=$(RAW)/%) $(MODELS)/$(REWARD_ENCODER)) | $(READY)
-	$(call run,reward,reward) --preferences=$(call list,$(PREFERENCES:%=$(RAW)/%)) --encoder=$(MODELS)/$(REWARD_ENCODER) --out=$(@D)
+	$(if $(strip $(PREFERENCES)),,$(error profile $(PROFILE) has no PREFERENCES to learn a reward from))$(call run,reward,reward) --preferences=$(call list,$(PREFERENCES:%=$(RAW)/%)) --encoder=$(MODELS)/$(REWARD_ENCODER) --out=$(@D)
 
 $(at-instruct)/manifest.json: $(call key-of,instruct) $(call manifests,$(instructions) $(reward)) | $(READY)
 	$(call run,instruct,instruct) --instructions=$(call list,$(instructions)) $(addprefix --reward=,$(reward)) --out=$(@D)
