@@ -89,7 +89,7 @@ export TORCH_ELASTIC_SHUTDOWN_TIMEOUT ?= 900
 lib-fetch := conversion documents extraction instructions languages models preferences roff sources spm vocabulary
 lib-dedup := distributed documents duplicates kernels learned mihash minhash models paragraphs planning rebuilding
 lib-annotate := annotation api corruption documents languages paragraphs sampling
-lib-filter := corruption distributed documents duplicates encoder judging kernels languages learning masking minhash paragraphs quality rules scoring sieve targets
+lib-filter := corruption distributed documents duplicates encoder fine_tuning judging kernels languages learning masking minhash paragraphs quality rules scoring sieve targets
 lib-tokenizer := bpe documents fertility languages models spm vocabulary
 lib-init := documents embeddings models vocabulary
 lib-pack := documents models packing losses
@@ -97,8 +97,8 @@ lib-training := alignment attention budget documents guard losses machine metric
 lib-cpt := $(lib-training) audit mixing
 lib-merge := merging models
 lib-translate := api documents instructions languages phrases placeholders records translation
-lib-reward := attention corruption documents encoder instructions languages machine pairwise preferences rewards scoring
-lib-instruct := attention contamination corruption dialogues documents duplicates encoder harness instructions kernels languages losses machine metrics minhash paragraphs preferences rewards scoring
+lib-reward := attention corruption documents encoder fine_tuning instructions languages machine pairwise preferences rewards scoring
+lib-instruct := attention contamination corruption curation dialogues documents duplicates encoder fine_tuning harness instructions kernels languages losses machine metrics minhash paragraphs preferences rewards scoring
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility generation harness metrics models vocabulary
 lib-report := documents languages page plots receipts scores
@@ -107,9 +107,13 @@ script-init := init_embeddings
 templates-report := report.html.j2 model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
-languages-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
-languages-tokenizer := $(wildcard configs/languages/*.yaml)
-languages-translate := $(wildcard configs/languages/translate/*.yaml configs/languages/*.yaml)
+# What else a stage reads from the repository.
+reads-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
+reads-tokenizer := $(wildcard configs/languages/*.yaml)
+reads-translate := $(wildcard configs/languages/translate/*.yaml configs/languages/*.yaml)
+# The tasks, and the project's own items for them.
+reads-instruct := $(wildcard configs/eval/*/*.yaml data/builtin/demo/*)
+reads-eval := $(reads-instruct)
 
 TEXTS := $(SOURCES) $(INSTRUCT) $(PREFERENCES)
 FOLDERS := $(BASE) $(sort $(ENCODER) $(REWARD_ENCODER)) $(TOKENIZERS)
@@ -208,7 +212,7 @@ key = mkdir -p $(@D) && { printf '%s\n' $(1); cat $(2) | sha256sum; } > $@.new &
 $(KEYS)/sources/%: FORCE
 	+@$(call key,source,configs/sources/$*.yaml $(call code,fetch))
 $(K)/%: FORCE
-	+@$(call key,'$(facts-$(*F))',$(call code,$(*F)) $(call conf,$(*F)) $(languages-$(*F)))
+	+@$(call key,'$(facts-$(*F))',$(call code,$(*F)) $(call conf,$(*F)) $(reads-$(*F)))
 .PHONY: FORCE
 FORCE:
 

@@ -37,9 +37,10 @@ script-init-bench-init := init_embeddings
 script-init-bench-cpt := cpt
 script-vocab-sweep-tokenizer := train_spm
 script-vocab-sweep := vocab_sweep
-languages-kl-bench-tokenizer := $(languages-tokenizer)
-languages-vocab-sweep := $(languages-tokenizer)
-languages-vocab-sweep-tokenizer := $(languages-tokenizer)
+reads-kl-bench := configs/eval/builtin/minimal_pairs.yaml data/builtin/demo/minimal_pairs.jsonl
+reads-kl-bench-tokenizer := $(reads-tokenizer)
+reads-vocab-sweep := $(reads-tokenizer)
+reads-vocab-sweep-tokenizer := $(reads-tokenizer)
 CONF-init-bench-init := $(call conf,init)
 CONF-init-bench-cpt := $(call conf,cpt)
 CONF-vocab-sweep-tokenizer := $(call conf,tokenizer)
@@ -85,7 +86,7 @@ $(call manifests,$(kl-modes:%=$(D)/kl-bench/%/pack)): $(D)/kl-bench/%/pack/manif
 $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%)): $(C)/kl-bench/%/manifest.json: $(K)/kl-bench-cpt $(C)/kl-bench/$$(call kl-mode,$$*)/init/manifest.json $(D)/kl-bench/$$(call kl-mode,$$*)/pack/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
 	$(call train,cpt) --reference=$(word 2,$(subst -, ,$*)) --max_steps=$(STEPS) $(or $(KL_FLAGS-$*),$(KL_FLAGS)) --model=$(C)/kl-bench/$(call kl-mode,$*)/init --base=$(MODELS)/$(BASE) --pack=$(D)/kl-bench/$(call kl-mode,$*)/pack --out=$(@D)
 
-$(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%) $(RAW)/$(GENERAL)) configs/eval/builtin/minimal_pairs.yaml data/builtin/demo/minimal_pairs.jsonl | $(READY)
+$(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%) $(RAW)/$(GENERAL)) | $(READY)
 	$(call run,kl_bench,kl-bench) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)
 
 ##@ Comparisons

@@ -14,22 +14,13 @@ Writes: instructions.jsonl: what is left, with its `source` and, if there is a r
 """
 
 import json
-import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from lib import cli, contamination, dialogues, documents, duplicates, languages, minhash, progress, stage
+from lib import cli, contamination, curation, dialogues, documents, progress, stage
 from lib.errors import UserError
-
-NUM_PERM = 128
-REASONS = (
-    "wrong_language", "exact_duplicate", "near_duplicate", "contaminated", "low_reward", "not_sampled",
-)  # fmt: skip
-Removed = dict[int, dict[str, object]]
 
 
 def main(
@@ -82,26 +73,25 @@ def main(
         ]
         if not given:
             raise UserError(f"{', '.join(map(str, instructions))}: no dialogue there")
-        removed: Removed = {}
-        removed |= _wrong_language(given, min_probability)
-        removed |= _repeated(given, _left(given, removed), threshold, shingle_size, keep)
-        found, checked = _contaminated(given, _left(given, removed), tasks, ngram, seed)
+        removed: curation.Removed = {}
+        removed |= curation.wrong_language(given, min_probability)
+        removed |= curation.repeated(given, curation.left(given, removed), threshold, shingle_size, keep)
+        found, checked = curation.contaminated(given, curation.left(given, removed), tasks, ngram, seed)
         removed |= found
         if reward is not None:
-            removed |= _poor(given, _left(given, removed), reward, target)
-        copies = _copies(given, _left(given, removed), weights, seed)
+            removed |= curation.low_reward(given, curation.left(given, removed), reward, target)
+        copies = curation.copies(given, curation.left(given, removed), weights, seed)
         removed |= {row: {"reason": "not_sampled"} for row, count in copies.items() if not count}
         _write(building.folder, given, removed, copies)
-        table = _table(given, removed, copies)
         building.record(
             instructions_in=len(given),
             instructions_kept=sum(copies.values()),
-            removed=_reasons(removed.values()),
-            sources=table,
+            removed=curation.reasons(removed.values()),
+            sources=curation.table(given, removed, copies),
             contamination=checked,
             skipped=dict(skipped),
         )
-    print(progress.funnel(len(given) - len(removed), len(given), _reasons(removed.values()), "dialogues"))
+    print(progress.funnel(len(given) - len(removed), len(given), curation.reasons(removed.values()), "dialogues"))
 
 
 def _check(
@@ -130,96 +120,7 @@ def _source(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".jsonl")
 
 
-def _left(given: Sequence[dict], removed: Removed) -> list[int]:
-    return [row for row in range(len(given)) if row not in removed]
-
-
-def _wrong_language(given: Sequence[dict], min_probability: float) -> Removed:
-    removed: Removed = {}
-    for row, record in enumerate(progress.bar(given, title="languages", unit="dialogues")):
-        code = documents.language_of(record, None)
-        if code is not None and languages.probability(_text(record), code) < min_probability:
-            removed[row] = {"reason": "wrong_language"}
-    return removed
-
-
-def _repeated(
-    given: Sequence[dict], rows: Sequence[int], threshold: float, shingle_size: int, keep: Literal["first", "longest"]
-) -> Removed:
-    prompts = ["\n".join(m["content"] for m in given[row]["messages"] if m["role"] == "user") for row in rows]
-    how = minhash.scheme(threshold, NUM_PERM, shingle_size, words=False, min_chars=1)
-    return {
-        rows[place]: {
-            "reason": "exact_duplicate" if similarity == 1 else "near_duplicate",
-            "twin_id": given[rows[twin]].get("id"),
-            "twin_prompt": prompts[twin],
-            "similarity": round(similarity, 4),
-        }
-        for place, (twin, similarity) in duplicates.among(prompts, how, keep=keep).items()
-    }
-
-
-def _contaminated(
-    given: Sequence[dict], rows: Sequence[int], tasks: Sequence[Path], ngram: int, seed: int
-) -> tuple[Removed, dict[str, dict[str, int]]]:
-    """(what has words of an evaluation item, by task: items, those too short to be looked for, dialogues found)."""
-    if not tasks:
-        return {}, {}
-    from lib import harness  # ten seconds
-
-    loaded = harness.load(tasks, num_fewshot=0, seed=seed)
-    index = contamination.Index(
-        (
-            (name, number, list(contamination.texts_of(item)))
-            for name, task in loaded.items()
-            for number, item in enumerate(task.eval_docs)
-        ),
-        ngram,
-    )
-    removed: Removed = {}
-    hits: Counter[str] = Counter()
-    for row in progress.bar(rows, title="contamination", unit="dialogues"):
-        if (found := index.find(_text(given[row]))) is not None:
-            removed[row] = {"reason": "contaminated", "item": found._asdict()}
-            hits[found.task] += 1
-    return removed, {
-        name: {"items": index.items[name], "too_short": index.too_short[name], "dialogues": hits[name]}
-        for name in loaded
-    }
-
-
-def _poor(given: Sequence[dict], rows: Sequence[int], folder: Path, target: str) -> Removed:
-    """What is below the target; all get their `reward`."""
-    from lib import machine, rewards  # torch
-
-    facts = rewards.facts(folder)
-    model, tokenizer = rewards.load(folder)
-    answers = [(row, turn) for row in rows for turn in rewards.turns(given[row]["messages"])]
-    scores = rewards.score(model.to(machine.device()), tokenizer, [turn for _, turn in answers], facts["max_tokens"])
-    for (row, _), score in zip(answers, scores.tolist(), strict=True):
-        given[row]["reward"] = round(min(score, given[row].get("reward", score)), 4)
-    name, value = target.split("=")
-    spoken = [documents.language_of(given[row], None) for row in rows]
-    removed: Removed = {}
-    for code in set(spoken):
-        ours = [row for row, other in zip(rows, spoken, strict=True) if other == code]
-        found = np.array([given[row]["reward"] for row in ours])
-        lowest = float(value) if name == "score" else float(np.quantile(found, 1 - float(value)))
-        removed |= {row: {"reason": "low_reward"} for row in ours if given[row]["reward"] < lowest}
-    return removed
-
-
-def _copies(given: Sequence[dict], rows: Sequence[int], weights: dict[str, float], seed: int) -> dict[int, int]:
-    """How often each row is taken: a weight's whole part, and once more as probably as the rest says."""
-    rng = random.Random(seed)
-    copies = {}
-    for row in rows:
-        whole, rest = divmod(weights.get(given[row]["source"], 1.0), 1)
-        copies[row] = int(whole) + (rng.random() < rest)
-    return copies
-
-
-def _write(folder: Path, given: Sequence[dict], removed: Removed, copies: dict[int, int]) -> None:
+def _write(folder: Path, given: Sequence[dict], removed: curation.Removed, copies: dict[int, int]) -> None:
     with (
         (folder / "instructions.jsonl").open("w", encoding="utf-8") as kept,
         (folder / "removed.jsonl").open("w", encoding="utf-8") as gone,
@@ -227,40 +128,6 @@ def _write(folder: Path, given: Sequence[dict], removed: Removed, copies: dict[i
         for row, record in enumerate(given):
             line = json.dumps(record | removed.get(row, {}), ensure_ascii=False) + "\n"
             (gone if row in removed else kept).write(line * (1 if row in removed else copies[row]))
-
-
-def _table(given: Sequence[dict], removed: Removed, copies: dict[int, int]) -> list[dict[str, object]]:
-    """The paper's Table 4: a row for each source."""
-    found = []
-    for source in dict.fromkeys(record["source"] for record in given):
-        rows = [row for row, record in enumerate(given) if record["source"] == source]
-        kept = [row for row in rows if row not in removed]
-        spoken = Counter(documents.language_of(given[row], None) or "unnamed" for row in rows)
-        found.append(
-            {
-                "source": source,
-                "languages": dict(spoken.most_common()),
-                "dialogues": len(rows),
-                "removed": _reasons(removed[row] for row in rows if row in removed),
-                "kept": sum(copies[row] for row in kept),
-                "answers": sum(copies[row] * _answers(given[row]) for row in kept),
-                "characters": sum(copies[row] * len(_text(given[row])) for row in kept),
-            }
-        )
-    return found
-
-
-def _reasons(removed: object) -> dict[str, int]:
-    counts = Counter(facts["reason"] for facts in removed)
-    return {reason: counts[reason] for reason in REASONS if counts[reason]}
-
-
-def _answers(record: dict) -> int:
-    return sum(message["role"] == "assistant" for message in record["messages"])
-
-
-def _text(record: dict) -> str:
-    return "\n".join(message["content"] for message in record["messages"])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from lib import corruption, documents, encoder, progress, scoring
+from lib import corruption, documents, encoder, fine_tuning, scoring
 from lib.corruption import CRITERIA
 from lib.errors import UserError
 from lib.languages import Language
@@ -30,7 +30,6 @@ MAX_GRAD_NORM = 4.0
 FIRST_CUTS = (-3.0, -1.0, 1.0, 3.0)  # between the scores 1 to 5
 FIRST_LATENT = 2.0  # a score of about 4 to begin with
 WEIGHT_DECAY = 0.01
-WARMUP_SHARE = 0.1
 
 
 @dataclasses.dataclass
@@ -187,41 +186,27 @@ def train(
 ) -> list[float]:
     """Fine-tune all but the word embeddings by the ordinal loss; the cuts end up in `config.cuts`.
 
-    Linear warm-up and decay. Returns the mean loss of each epoch: nats per text, the mean over the heads.
+    Returns the mean loss of each epoch: nats per text, the mean over the heads.
     """
-    rng = random.Random(seed)
     device = model.device
     encoded = _encode(tokenizer, [example.text for example in examples], max_tokens)
-    lengths = [len(ids) for ids in encoded]
     targets = torch.from_numpy(steps_above(labels(examples))).to(device)
     cuts = torch.nn.Parameter(torch.tensor(model.config.cuts, device=device))
-    weights, optimizer = _optimizer(model, cuts, learning_rate)
-    steps = epochs * len(list(scoring.batches(lengths, TRAINING_BATCH_TOKENS)))
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
+
+    def loss(batch: list[int]) -> torch.Tensor:
+        latent = LATENT_SCALE * _latent(model, [encoded[position] for position in batch])
+        return ordinal_loss(latent, cuts, targets[batch])
+
+    losses = fine_tuning.run(
+        model,
+        _optimizer(model, cuts, learning_rate),
+        [len(ids) for ids in encoded],
+        loss,
+        epochs=epochs,
+        batch_tokens=TRAINING_BATCH_TOKENS,
+        max_grad_norm=MAX_GRAD_NORM,
+        seed=seed,
     )
-    model.train()
-    losses = []
-    with progress.bar(total=steps, title="train", unit="steps") as bar:
-        for _ in range(epochs):
-            total = 0.0
-            order = list(range(len(encoded)))
-            rng.shuffle(order)  # equally long texts fall into other batches in each epoch
-            batches = list(scoring.batches(lengths, TRAINING_BATCH_TOKENS, order))
-            rng.shuffle(batches)
-            for batch in batches:
-                latent = LATENT_SCALE * _latent(model, [encoded[position] for position in batch])
-                loss = ordinal_loss(latent, cuts, targets[batch])
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                total += loss.item() * len(batch)
-                bar.update()
-            losses.append(round(total / len(encoded), 4))
-    model.eval()
     _scale(model, torch.full((len(HEADS),), LATENT_SCALE), cuts.detach())
     return losses
 
@@ -289,14 +274,14 @@ def _share(phrases: tuple[str, ...], held_out: bool) -> tuple[str, ...]:
 
 def _optimizer(
     model: transformers.BertForSequenceClassification, cuts: torch.nn.Parameter, learning_rate: float
-) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
-    """(all trained weights, AdamW with a higher rate for pooler and heads)."""
+) -> torch.optim.Optimizer:
+    """AdamW with a higher rate for pooler and heads."""
     heads = [*model.bert.pooler.parameters(), *model.classifier.parameters()]
     known = {id(weight) for weight in heads}
     body = [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in known]
     fast = HEAD_RATE * learning_rate
     groups = [{"params": body}, {"params": heads, "lr": fast}, {"params": [cuts], "lr": fast, "weight_decay": 0.0}]
-    return [*body, *heads, cuts], torch.optim.AdamW(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
 
 
 def _latent(model: transformers.BertForSequenceClassification, encoded: Sequence[list[int]]) -> torch.Tensor:

@@ -5,7 +5,6 @@ encoder that transformers classifies texts with will do; the paper's is multilin
 """
 
 import json
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import transformers
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
-from lib import preferences, processor, progress, scoring
+from lib import fine_tuning, preferences, processor, progress, scoring
 from lib.errors import UserError
 from lib.preferences import Pair
 
@@ -33,7 +32,6 @@ TRAINING_BATCH_TOKENS = 4096
 SCORING_BATCH_TOKENS = 4096
 HEAD_RATE = 8  # times the learning rate, for what starts from nothing
 WEIGHT_DECAY = 0.01
-WARMUP_SHARE = 0.1
 MAX_GRAD_NORM = 1.0
 
 
@@ -87,14 +85,13 @@ def train(
         tokenizer: its.
         pairs: to learn from.
         epochs: over them.
-        learning_rate: peak rate of the encoder; warm-up and decay are linear.
+        learning_rate: peak rate of the encoder.
         max_tokens: read of prompt and answer.
         length_bonus: what an e-fold longer answer gains by its length alone, in nats (preferences.length_bonus): it is added to the
             difference of rewards while training and left out of the rewards, so these learn what length does not explain. 0: not used.
         seed: of order and dropout.
     """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     model.base_model.embeddings.word_embeddings.weight.requires_grad_(False)
     _read_all_at_first(model)
     encoded = [
@@ -104,35 +101,22 @@ def train(
     bonus = torch.tensor(
         [length_bonus * preferences.longer(pair) for pair in pairs], dtype=torch.float32, device=model.device
     )
-    weights, optimizer = _optimizer(model, learning_rate)
-    steps = epochs * len(list(scoring.batches(lengths, TRAINING_BATCH_TOKENS)))
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: max(0.0, min((step + 1) / warmup, (steps - step) / max(1, steps - warmup)))
+
+    def loss(batch: list[int]) -> torch.Tensor:
+        both = _rewards(model, [side[place] for side in encoded for place in batch])
+        chosen, rejected = both.chunk(2)
+        return -functional.logsigmoid(chosen - rejected + bonus[batch]).mean()
+
+    return fine_tuning.run(
+        model,
+        _optimizer(model, learning_rate),
+        lengths,
+        loss,
+        epochs=epochs,
+        batch_tokens=TRAINING_BATCH_TOKENS,
+        max_grad_norm=MAX_GRAD_NORM,
+        seed=seed,
     )
-    model.train()
-    losses = []
-    with progress.bar(total=steps, title="train", unit="steps") as bar:
-        for _ in range(epochs):
-            total = 0.0
-            order = list(range(len(pairs)))
-            rng.shuffle(order)
-            batches = list(scoring.batches(lengths, TRAINING_BATCH_TOKENS, order))
-            rng.shuffle(batches)
-            for batch in batches:
-                both = _rewards(model, [side[place] for side in encoded for place in batch])
-                chosen, rejected = both.chunk(2)
-                loss = -functional.logsigmoid(chosen - rejected + bonus[batch]).mean()
-                loss.backward()
-                torch.nn.utils.clip_grad_norm_(weights, MAX_GRAD_NORM)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                total += loss.item() * len(batch)
-                bar.update()
-            losses.append(round(total / len(pairs), 4))
-    model.eval()
-    return losses
 
 
 def cool(model: PreTrainedModel, temperature: float) -> None:
@@ -215,8 +199,8 @@ def _read_all_at_first(model: PreTrainedModel) -> None:
         torch.nn.init.zeros_(parameter)
 
 
-def _optimizer(model: PreTrainedModel, learning_rate: float) -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
-    """(all trained weights, AdamW with a higher rate for pooler and head)."""
+def _optimizer(model: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW with a higher rate for pooler and head."""
     body = {
         id(weight) for part in (model.base_model.encoder, model.base_model.embeddings) for weight in part.parameters()
     }
@@ -225,4 +209,4 @@ def _optimizer(model: PreTrainedModel, learning_rate: float) -> tuple[list[torch
         {"params": [weight for weight in trained if id(weight) in body]},
         {"params": [weight for weight in trained if id(weight) not in body], "lr": HEAD_RATE * learning_rate},
     ]
-    return trained, torch.optim.AdamW(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    return torch.optim.AdamW(groups, lr=learning_rate, weight_decay=WEIGHT_DECAY)
