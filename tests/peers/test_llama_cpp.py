@@ -7,6 +7,8 @@ import unicodedata
 import zipfile
 from pathlib import Path
 
+import gguf
+import numpy as np
 import peer
 import pytest
 import regex
@@ -200,6 +202,54 @@ def test_exception_tokens_that_are_special_by_their_names(make, tmp_path):
     names = ["fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep"]
     assert as_text == [f"до <|{name}|> после<|{name}|><|{name}|> и" for name in names]
     assert not any(added[tokenizer.convert_tokens_to_ids(f"<|{name}|>")].special for name in names)
+
+
+CONVERSATIONS = [
+    [("user", "Привет")],
+    [("system", "Отвечай кратко."), ("user", "Что такое «ёж»?\n\nОдно слово.")],
+    [("user", "2 + 2 = ?"), ("assistant", "4"), ("user", "  Почему?\tОбъясни, don't guess: {{ x }}  ")],
+]
+
+
+def with_weights(folder, file, *, width=32):
+    """A model of one layer, all of it ones, with a tokenizer folder's vocabulary: llama.cpp's server starts with no less."""
+    rows = len(models.load_tokenizer(folder))
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_context_length(256)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(width)
+    writer.add_head_count(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(rows)
+    gguf_vocabulary.add(writer, folder)
+    shapes = {"token_embd": (rows, width), "output_norm": (width,)}
+    shapes |= {f"blk.0.{name}": (width,) for name in ("attn_norm", "ffn_norm")}
+    square = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+    shapes |= {f"blk.0.{name}": (width, width) for name in square}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.parametrize(("name", "template"), [("smollm2", None), ("mistral", "chat.jinja"), ("llama3", "chat.jinja")])
+def test_the_chat_template_gives_the_same_ids(make, tmp_path, name, template):
+    """A conversation by the template that is saved with a model: transformers' ids are those of llama.cpp's server."""
+    tokenizer = models.load_tokenizer(make(name))
+    if template:
+        tokenizer.chat_template = (ROOT / "configs" / template).read_text(encoding="utf-8")
+    models.save_tokenizer(tokenizer, tmp_path / "tuned")
+    file = with_weights(tmp_path / "tuned", tmp_path / "m.gguf")
+    turns = [[{"role": role, "content": text} for role, text in conversation] for conversation in CONVERSATIONS]
+    job = {"file": str(file), "conversations": turns}
+    told = json.loads(peer.run("python", ROOT / "tests" / "peers" / "llama_chat.py", stdin=json.dumps(job)))
+    got = by_llama_cpp(file, told, add_special=True, parse_special=True)
+    loaded = models.load_tokenizer(tmp_path / "tuned")
+    assert got == [loaded.apply_chat_template(each, add_generation_prompt=True, return_dict=False) for each in turns]
 
 
 def test_a_wrong_vocabulary_is_seen(make, tmp_path):
