@@ -199,8 +199,9 @@ model-init := $(at-init)
 model-cpt := $(at-cpt)
 model-merge := $(at-merge)
 model-sft := $(at-sft)
-$(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(at-pack)/manifest.json | $(READY)
-	$(call run,eval,eval) --model=$(model-$*) --held_out=$(at-pack)/held_out/documents --out=$(@D)
+# A variant is scored on the profile's text, whatever text it has of its own.
+$(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
+	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 $(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) | $(READY)
 	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --out=$(@D)

@@ -90,7 +90,7 @@ $(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$
 	$(call run,kl_bench,kl-bench) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)
 
 ##@ Comparisons
-.PHONY: bench-cpt bench-sft bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep
+.PHONY: ablations bench-cpt bench-sft bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep
 bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
 	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall of deduplication, beside peers in an environment of theirs
@@ -111,6 +111,10 @@ ablate-%: $(CONF)/ablations/%.yaml | $(READY)
 	$(PY) scripts/ablate.py --grid=$< --profile=$(PROFILE) --out=$(D)/ablations/$*
 settings-%:
 	@echo $(call conf,$*)
-ablate-sft: ## variants of the instructions and of tuning on them (the paper's Table 10), trained and scored
+ablations: $(patsubst $(CONF)/ablations/%.yaml,ablate-%,$(wildcard $(CONF)/ablations/*.yaml)) ## all grids of the profile
+ablate-vocab: ## vocabularies: sizes and modes (the paper's Table 7), trained for equally many tokens and scored
+ablate-filter: ## with the corpus filter, with its rules only, without (Table 8)
+ablate-kl: ## references of the KL term (Table 9)
+ablate-sft: ## variants of the instructions and of tuning on them (Table 10)
 kl-bench: $(D)/kl-bench/scores/manifest.json ## references of the KL term in both modes of the vocabulary: what was learned and what was forgotten
 vocab-sweep: $(D)/vocab-sweep/manifest.json ## vocabularies of the sizes in SWEEP: tokens saved, parameters spent

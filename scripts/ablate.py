@@ -3,8 +3,8 @@
     python scripts/ablate.py --grid=configs/demo/ablations/sft.yaml --profile=demo --out=data/demo/ablations/sft
 
 A grid names its variants as differences from the profile. What a variant changes, and what comes after that, is made for it alone
-(`<data>/variants/<grid>/<variant>-<seed>/`); all before is the profile's, made once. Make does the work, so a second run does
-nothing, and an interrupted one goes on.
+(`<data>/variants/<grid>/<variant>-<seed>/`); all before is the profile's, made once, and so is the text that all are scored on. Make
+does the work, so a second run does nothing, and an interrupted one goes on.
 
 Reads:  a grid (lib/grids.py), a profile.
 Writes: ablation.json: for each variant and seed the scores and what training took; per variant means and ranges over the seeds.
@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib import cli, grids, progress, scores, stage
+from lib import cli, documents, grids, progress, scores, stage
 from lib.errors import UserError
 
 
@@ -46,6 +46,8 @@ def main(*, grid: Path, profile: str, out: Path, language: str = "ru", variables
                 **variant.variables,
             }
             made = make(folder / "eval" / wanted.checkpoint, **told)
+            if "filter" in variant.changed:
+                _check_held_out(folder / "filter", data / "pack" / "held_out" / "documents")
             runs.setdefault(name, {})[seed] = made | {"training": stage.read_manifest(_model(made))["results"]}
     _check_budgets(runs, wanted.checkpoint)
     inputs = {"grid": grid} | {
@@ -97,6 +99,17 @@ def _write(folder: Path, step: str, settings: Mapping[str, object]) -> Path:
 
 def _model(evaluation: Mapping) -> Path:
     return Path(evaluation["inputs"]["model"]["path"])
+
+
+def _check_held_out(filtered: Path, held_out: Path) -> None:
+    """Refuse a variant that trained on a document that all are scored on."""
+    scored = {document["id"] for document in documents.read(held_out)}
+    trained = {d["id"] for d in documents.read(filtered / "documents") if d["split"] == "train" and d["id"] in scored}
+    if trained:
+        raise UserError(
+            f"{filtered}: {len(trained)} of the {len(scored)} held-out documents are training text there; "
+            "give the variant's filter more held_out_documents than the profile's"
+        )
 
 
 def _check_budgets(runs: Mapping[str, Mapping[int, dict]], checkpoint: str) -> None:

@@ -3,12 +3,13 @@
 import importlib
 import inspect
 
+import pyarrow as pa
 import pytest
 import yaml
 from conftest import ROOT
 
 import ablate
-from lib import grids
+from lib import documents, grids
 from lib.errors import UserError
 
 
@@ -93,7 +94,7 @@ def test_what_is_no_grid_is_named(tmp_path, content, said):
 
 
 def test_a_missing_grid_names_those_there_are():
-    with pytest.raises(UserError, match="test has: sft"):
+    with pytest.raises(UserError, match="test has: filter, kl, sft, vocab"):
         grids.load(grids.Path("configs/test/ablations/none.yaml"), "test")
 
 
@@ -127,6 +128,20 @@ def test_unequal_budgets_are_refused():
         ablate._check_budgets(runs({"steps": 3, "tokens": 5}, {"steps": 3, "tokens": 6}), "cpt")
     with pytest.raises(UserError, match="numbers of steps"):
         ablate._check_budgets(runs({"steps": 3, "tokens": 5}, {"steps": 4, "tokens": 5}), "sft")
+
+
+def test_a_variant_may_not_train_on_what_is_scored(tmp_path):
+    def write(folder, **splits):
+        with documents.writing(folder, extra=[("split", pa.string())]) as writer:
+            for name, split in splits.items():
+                writer.write({"id": name, "text": "текст", "source": "s", "language": "ru", "split": split})
+
+    write(tmp_path / "held_out", a="held_out", b="held_out")
+    write(tmp_path / "good" / "documents", a="held_out", b="held_out", c="held_out", d="train")
+    write(tmp_path / "bad" / "documents", a="held_out", b="train", d="train")
+    ablate._check_held_out(tmp_path / "good", tmp_path / "held_out")
+    with pytest.raises(UserError, match="1 of the 2 held-out documents are training text"):
+        ablate._check_held_out(tmp_path / "bad", tmp_path / "held_out")
 
 
 def test_means_and_ranges_over_the_seeds():
