@@ -203,8 +203,10 @@ model-sft := $(at-sft)
 $(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
 	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
-$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --out=$(@D)
+# With what `make ablate-...` has left.
+ablations := $(patsubst %/manifest.json,%,$(wildcard $(D)/ablations/*/manifest.json))
+$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) | $(READY)
+	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,

@@ -36,6 +36,7 @@ def main(
     out: Path,
     annotations: Path | None = None,
     reward: Path | None = None,
+    ablations: list[Path] = [],  # noqa: B006 (never changed)
     samples: int = 3,
     near_duplicates: int = 20,
     prompts: int = 40,
@@ -57,6 +58,7 @@ def main(
         out: the folder to write.
         annotations: output of the annotate stage, where there was one.
         reward: folder of the reward model, where there is one.
+        ablations: outputs of ablate.py, where there are some.
         samples: removed texts that are shown for each reason.
         near_duplicates: near duplicates that are shown with the paragraphs kept instead.
         prompts: prompts that are shown with their answers, at most.
@@ -81,11 +83,13 @@ def main(
         "sft": sft,
     }
     folders |= {f"eval {path.name}": path for path in evaluations}
+    folders |= {f"ablate {path.name}": path for path in ablations}
     here = {path.name: path for path in fetched if (path / stage.MANIFEST).is_file()}
     inputs = {f"fetched[{number}]": path for number, path in enumerate(here.values())}
-    inputs |= {name: path for name, path in folders.items() if name != "annotate" and not name.startswith("eval ")}
+    inputs |= {n: path for n, path in folders.items() if n != "annotate" and not n.startswith(("eval ", "ablate "))}
     inputs["annotations"] = annotations
     inputs |= {f"evaluations[{number}]": path for number, path in enumerate(evaluations)}
+    inputs |= {f"ablations[{number}]": path for number, path in enumerate(ablations)}
     manifests = {name: stage.read_manifest(path) for name, path in folders.items()}
     with stage.output(out, inputs=inputs, settings=settings) as building:
         sources = {path.name: stage.read_manifest(path) if path.name in here else None for path in fetched}
@@ -126,6 +130,7 @@ def main(
             "systems": receipts.SYSTEMS,
             "tokenizations": page.tokenizations(fertility),
             "example": fertility["example"],
+            "ablations": {path.name: page.ablation(results[f"ablate {path.name}"]) for path in ablations},
             "score_plots": plots.scores(table),
             "fertility_plots": plots.fertility(
                 {scores.name_of(code): spent for code, spent in plots.tokens_per_word(fertility).items()}, base

@@ -9,7 +9,7 @@ import yaml
 from conftest import ROOT
 
 import ablate
-from lib import documents, grids
+from lib import documents, grids, page
 from lib.errors import UserError
 
 
@@ -161,3 +161,16 @@ def test_means_and_ranges_over_the_seeds():
     lines = ablate._text(table).splitlines()
     assert [line.split()[0] for line in lines[1:]] == ["base", "a", "b"]
     assert "1.300 (1.200 to 1.400)" in lines[2]
+    shown = page.ablation({**table, "about": "Which?", "paper": {"a": {"bits/byte ru": 1.0}}})
+    assert shown["titles"] == ["bits/byte ru"]
+    assert [row["name"] for row in shown["rows"]] == ["base", "a", "b", "the paper's a"]
+    assert [row["cells"] for row in shown["rows"]] == [
+        [{"value": "1.500", "low": "1.400", "high": "1.600"}],
+        [{"value": "1.300", "low": "1.200", "high": "1.400"}],
+        [{"value": "1.100", "low": "1.100", "high": "1.100"}],
+        [{"value": "1.000"}],
+    ]
+    runs["b"].pop(1)
+    alone = page.ablation({**ablate._table(evaluation("base", 1.5), {"b": runs["b"]}, "ru"), "about": "", "paper": {}})
+    assert alone["rows"][1]["cells"] == [{"value": "1.100", "low": "1.000", "high": "1.200"}]
+    assert alone["rows"][1]["training"]["steps"] == 3

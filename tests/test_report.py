@@ -63,6 +63,22 @@ ANNOTATED = {
 }
 
 
+BITS = {"key": "bits_per_byte.ru", "title": "bits/byte ru", "group": "bits_per_byte", "style": "bits"}
+ABLATED = {
+    "about": "Which <vocabulary>?",
+    "columns": [BITS],
+    "base": {"bits_per_byte.ru": {"value": 2.0, "low": 1.9, "high": 2.1}},
+    "variants": {
+        "large": {
+            "summary": {"bits_per_byte.ru": {"mean": 1.75, "low": 1.7, "high": 1.8}},
+            "seeds": {"0": {"bits_per_byte.ru": {"value": 1.7}}, "1": {"bits_per_byte.ru": {"value": 1.8}}},
+            "training": {"0": {"steps": 1040}, "1": {"steps": 1040}},
+        }
+    },
+    "paper": {"large": {"bits/byte ru": 1.25}},
+}
+
+
 def interval(value, low, high, **more):
     return {"value": value, "low": low, "high": high, **more}
 
@@ -248,6 +264,7 @@ def make_run(tmp_path):
     write(data / "cpt", manifest(trained | {"audit": audit}), metrics=logged)
     write(data / "instruct", manifest(INSTRUCTED))
     write(data / "reward", manifest(REWARDED))
+    write(data / "ablations" / "vocab", manifest(ABLATED, stage="ablate"))
     nothing = {"held_out_first": None, "held_out_last": None, "dialogues": {"kept": 18, "too_long": 2}}
     write(data / "sft", manifest(trained | nothing), metrics=[])
     base = evaluation("base", (2.0, 1.9, 2.1), (1.0, 0.9, 1.1), (0.3, 0.2, 0.4), 0.0)
@@ -260,12 +277,14 @@ def make_run(tmp_path):
         *flags,
         annotations=True,
         reward=True,
+        ablations=True,
         fetched=f"{raw / 'pages'},{raw / 'gone'},{raw / 'never'},{models / 'little'}",
     ):
         names = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "instruct", "sft")
         given = [f"--{name}={data / name}" for name in names]
         given += [f"--annotations={data / 'annotations'}"] if annotations else []
         given += [f"--reward={data / 'reward'}"] if reward else []
+        given += [f"--ablations={data / 'ablations' / 'vocab'}"] if ablations else []
         given += [f"--fetched={fetched}", f"--evaluations={data / 'eval' / 'base'},{data / 'eval' / 'sft'}"]
         return subprocess.run(
             [sys.executable, str(SCRIPT), *given, f"--out={data / 'report'}", *flags],
@@ -323,7 +342,7 @@ def test_the_script_writes_one_page_and_a_card(run):
         ["sft", "1.500", "-", "2.00", "-", "250", "1,024", "1.5"],
     ]
     recorded = json.loads((out / "manifest.json").read_text())
-    assert recorded["results"]["seconds_of_all_stages"] == 15 * 30.0
+    assert recorded["results"]["seconds_of_all_stages"] == 16 * 30.0
     cells = recorded["results"]["scores"]["rows"][1]["cells"]
     assert cells["bits_per_byte.ru"] == {"value": 1.5, "low": 1.4, "high": 1.6, "against_base": "better"}
     assert cells["bits_per_byte.en"] is None
@@ -351,7 +370,7 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
 @pytest.mark.parametrize(
     "said",
     [
-        "7 min 30 s of work",
+        "8 min 0 s of work",
         "skipped: apt-get is not installed",
         "no manifest: it was not fetched",
         "npm is not installed",
@@ -411,6 +430,9 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         "Row audit after step 1: of 783 new rows\n40 of the input had no gradient yet",
         "the tokens of 41 had not occurred; 2 rows of the input",
         "tiny/sft/metrics.jsonl",
+        "<h3>Which &lt;vocabulary&gt;?</h3>",
+        '<tr><td>large<small>2 seeds</small></td>\n<td class="n">1.750<small>1.700 – 1.800</small></td><td class="n">1,040</td></tr>',
+        '<tr><td>the paper&#39;s large</td>\n<td class="n">1.250</td><td class="n">–</td></tr>',
         "fetch, 3 times",
         "1 min 30 s",
     ],
@@ -477,7 +499,7 @@ def test_what_is_not_there_is_left_out(run):
                 del evaluation[name]
             del evaluation["auc_of_bag_of_words"], evaluation["auc_of_bag_of_words_interval"]
         path.write_text(json.dumps(content), encoding="utf-8")
-    done = run(annotations=False, reward=False)
+    done = run(annotations=False, reward=False, ablations=False)
     assert done.returncode == 0, done.stderr
     text = (run.data / "report" / "report.html").read_text(encoding="utf-8")
     assert "It was trained in another run (given/model)" in text

@@ -75,6 +75,36 @@ def provenance(fetched: Mapping[str, Mapping | None]) -> list[dict]:
     return rows
 
 
+def ablation(results: Mapping) -> dict:
+    """A grid as a table: `titles`, and a row for the base, for each variant and each of the paper's figures.
+
+    A variant's cells are means over its seeds, with the range of several seeds or the 95 % interval of one.
+    """
+    columns = [column for column in results["columns"] if column["group"] in ("bits_per_byte", "tasks")]
+    rows = [{"name": "base", "cells": [_spelt(results["base"][column["key"]], column) for column in columns]}]
+    for name, variant in results["variants"].items():
+        seeds = variant["seeds"]
+        found = variant["summary"] if len(seeds) > 1 else next(iter(seeds.values()))
+        cells = [_spelt(found.get(column["key"]), column) for column in columns]
+        rows.append(
+            {"name": name, "cells": cells, "seeds": len(seeds), "training": next(iter(variant["training"].values()))}
+        )
+    for name, figures in results["paper"].items():
+        cells = [_spelt(figures.get(column["title"]), column) for column in columns]
+        rows.append({"name": f"the paper's {name}", "cells": cells})
+    return {"about": results["about"], "titles": [column["title"] for column in columns], "rows": rows}
+
+
+def _spelt(cell: Mapping | float | None, column: Mapping) -> dict | None:
+    """A cell's value and range as text."""
+    if cell is None:
+        return None
+    if not isinstance(cell, Mapping):
+        return {"value": scores.spell(cell, column["style"])}
+    shown = {"value": scores.spell(cell.get("mean", cell.get("value")), column["style"])}
+    return shown | {end: scores.spell(cell[end], column["style"]) for end in ("low", "high") if end in cell}
+
+
 def tokenizations(fertility: Mapping) -> list[dict]:
     """The example sentence in each tokenizer's pieces; a tokenizer that could not be had keeps its row."""
     return [
