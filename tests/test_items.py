@@ -52,7 +52,7 @@ def test_examples_come_from_the_pool_that_is_given(tmp_path):
     data = {"ruxnli": write(tmp_path / "a.jsonl", NLI[:1]), "ruxnli.train": write(tmp_path / "b.jsonl", NLI[1:])}
     task = load("ruxnli", data, num_fewshot=1)
     task.build_all_requests()
-    assert task.instances[0].args[0] == "Идёт дождь., правильно? Нет, Сухо.\n\n"
+    assert task.instances[0].args[0] == " Идёт дождь., правильно? Нет, Сухо.\n\n"
     with pytest.raises(UserError, match=r"data: ruxnli without ruxnli\.train, where --num_fewshot=1 has its examples"):
         load("ruxnli", {"ruxnli": tmp_path / "a.jsonl"}, num_fewshot=1)
 
@@ -109,7 +109,7 @@ def test_questions_of_the_russian_tasks(tmp_path):
         ("ruxnli", [*NLI, {**NLI[0], "label": 3}], r"data: ruxnli: item 4: the right answer 3 is none of 3 choices"),
         ("ruxnli", [{**NLI[0], "label": "neutral"}], r"item 1: the right answer 'neutral' is none of 3 choices"),
         ("ruxnli", [NLI[0], {**NLI[0], "premise": None}], r"data: ruxnli: item 2: TypeError"),
-        ("ruxnli", [], r"data: ruxnli: .*items\.jsonl: "),
+        ("ruxnli", [], r"data: ruxnli: .*items\.jsonl: no items there"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, key, rows, message):
@@ -164,9 +164,9 @@ def test_both_accuracies_are_those_of_the_items(tmp_path):
     for name, lines in samples.items():
         by_bytes = [line["prediction_bytes"] == line["target"] for line in lines]
         assert results[name]["acc_bytes"]["value"] == sum(by_bytes) / len(lines)
-        assert (
-            results[name]["acc_bytes"]["low"] < results[name]["acc_bytes"]["value"] < results[name]["acc_bytes"]["high"]
-        )
+        bounds = results[name]["acc_bytes"]
+        assert 0 <= bounds["low"] <= bounds["value"] <= bounds["high"] <= 1
+        assert bounds["low"] < bounds["high"]
         if any(line["prediction_bytes"] != line["prediction"] for line in lines):
             differing.add(name)
     assert "ruxnli" in differing  # a random model's choice is the shortest one

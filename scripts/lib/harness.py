@@ -140,10 +140,10 @@ def check_answers(task: ConfigurableTask, split: str, key: str) -> None:
             choices, target = task.doc_to_choice(item), task.doc_to_target(item)
         except (*items.LOADING, jinja2.TemplateError, IndexError) as error:
             raise UserError(f"data: {key}: item {number}: {type(error).__name__}: {error}") from None
-        if target not in choices and not (isinstance(target, int) and 0 <= target < len(choices)):
-            raise UserError(
-                f"data: {key}: item {number}: the right answer {target!r} is none of {len(choices)} choices"
-            )
+        for one in target if isinstance(target, list) else [target]:
+            if one not in choices and not (isinstance(one, int) and 0 <= one < len(choices)):
+                where = f"data: {key}: item {number}"
+                raise UserError(f"{where}: the right answer {one!r} is none of {len(choices)} choices")
 
 
 def run(

@@ -112,6 +112,8 @@ def read_items(key: str, path: Path, cache: Path) -> datasets.Dataset:
         kind = KINDS[file.suffix]
         try:
             part = datasets.load_dataset(kind, data_files=str(file), split="train", cache_dir=str(cache))
+        except StopIteration:  # datasets' own, of a JSON file without a line
+            raise UserError(f"data: {key}: {file}: no items there") from None
         except LOADING as error:
             why = (str(error.__cause__ or error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"data: {key}: {file}: can't be read as {kind} ({why})") from None
