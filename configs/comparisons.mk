@@ -4,6 +4,8 @@
 STEPS ?= 40##        steps of training for each run of `make init-bench` and `make kl-bench`
 TEXT ?= #         more text in the target language for `make bench-tokenizer` and `bench-dedup`: files, with commas between
 VERSIONS ?= #     for `make mihash-bench`: documents with a `group`, those of one are revisions of each other (JSON Lines)
+TASKS ?= #        of `make bench-eval`: task files, with commas between; the project's own items if not given
+ITEMS ?= #        for `make bench-eval`: local files in the place of the tasks' data sets, as eval.py's --data takes them
 HEADLINES ?= #    for `make mihash-bench`: labelled pairs of texts (JSON Lines)
 
 MIHASH_CORPUS := manpages-dev-en manpages-ru libreoffice-help-en libreoffice-help-ru
@@ -17,12 +19,12 @@ KL_FLAGS ?=
 # English prose that nothing is trained on.
 GENERAL := lee-news-en
 
-lib-init-bench := comparison documents metrics models plots
+lib-init-bench := comparison documents metrics models plots prefixes
 lib-init-bench-init := $(lib-init)
 lib-init-bench-cpt := $(lib-cpt)
 lib-vocab-sweep-tokenizer := $(lib-tokenizer)
 lib-vocab-sweep := languages models plots scores
-lib-kl-bench := attention comparison documents fertility forgetting harness losses machine metrics models packing plots vocabulary
+lib-kl-bench := attention comparison documents fertility forgetting harness items losses machine metrics models packing plots prefixes vocabulary
 lib-kl-bench-tokenizer := $(lib-tokenizer)
 lib-kl-bench-init := $(lib-init)
 lib-kl-bench-pack := $(lib-pack)
@@ -90,7 +92,7 @@ $(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$
 	$(call run,kl_bench,kl-bench) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)
 
 ##@ Comparisons
-.PHONY: ablations bench-cpt bench-sft bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep
+.PHONY: ablations bench-cpt bench-sft bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep bench-eval
 bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
 	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall of deduplication, beside peers in an environment of theirs
@@ -103,6 +105,8 @@ bench-cpt: $(C)/init/manifest.json $(D)/filter/manifest.json ## tokens/s of cpt 
 bench-sft: $(MODELS)/$(BASE)/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) ## tokens/s of sft beside TRL, in an environment of its own
 	@$(MAKE) -s PROFILE=test VENV=.venv-bench .venv-bench/.bench
 	.venv-bench/bin/python scripts/bench_sft.py --model=$(MODELS)/$(BASE) --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%))
+bench-eval: $(MODELS)/$(BASE)/manifest.json ## requests/s of eval's scoring beside the harness's own model, on the harness's own tasks where it has them
+	$(PY) scripts/bench_eval.py --model=$(MODELS)/$(BASE) --tasks=$(or $(strip $(TASKS)),$(call list,$(wildcard configs/eval/builtin/*.yaml))) $(if $(strip $(ITEMS)),--data='$(strip $(ITEMS))')
 mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) ## MIHash beside MinHash, random hyperplanes and cosines
 	$(PY) scripts/mihash_bench.py --corpus=$(call list,$(MIHASH_CORPUS:%=$(RAW)/%)) --encoder=$(MODELS)/e5-small $(if $(strip $(VERSIONS)),--versions=$(strip $(VERSIONS))) $(if $(strip $(HEADLINES)),--headlines=$(strip $(HEADLINES)))
 init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training

@@ -6,6 +6,10 @@ r"""Score one checkpoint: bits per byte, fertility, tasks, and answers to read s
 Reads: a Hugging Face model folder; held-out documents with `language`; task files of lm-evaluation-harness; prompts as
 JSON Lines with `id`, `prompt`, `category`. Writes: manifest.json (the scores), samples/<task>.jsonl (a line an item),
 generations.jsonl (a line a prompt). Scores of checkpoints compare when settings and held-out documents are the same.
+
+A task's items come from where its file says, or from local files of the same columns, JSON Lines, CSV or Parquet:
+
+    --data='{ruxnli: xnli_ru.jsonl, en_mmlu: mmlu/test.parquet, en_mmlu.dev: mmlu/dev.parquet, rublimp: rublimp/}'
 """
 
 import json
@@ -25,6 +29,7 @@ def main(
     held_out: Path,
     out: Path,
     tasks: list[Path] = [],  # noqa: B006 (never changed)
+    data: dict[str, Path] = {},  # noqa: B006 (never changed)
     prompts: Path | None = None,
     num_fewshot: int = 0,
     limit: int | None = None,
@@ -43,6 +48,7 @@ def main(
         held_out: documents no stage has trained on, with a language.
         out: the folder to write; its name is the checkpoint's in the results.
         tasks: task files (configs/eval/**.yaml).
+        data: local files of a task's items by its name, of another split by `<task>.<split>`; a folder's are parts of one set.
         prompts: questions to answer, JSON Lines; none if not given.
         num_fewshot: examples before each item, for tasks that have a pool of them.
         limit: so many items of each task, drawn by the seed, and the first so many prompts; all by default.
@@ -58,7 +64,9 @@ def main(
     if lost := [str(path) for path in tasks if not path.is_file()]:
         raise UserError(f"{lost[0]}: no such task file; the project's own are in configs/eval/")
     texts = read_texts(held_out, held_out_documents, max_document_chars, seed)
-    inputs = {"model": model, "held_out": held_out, "prompts": prompts}
+    from lib import items
+
+    inputs = {"model": model, "held_out": held_out, "prompts": prompts, **items.inputs(data)}
     with stage.output(out, inputs=inputs, settings=settings) as building:
         import torch
 
@@ -68,7 +76,7 @@ def main(
 
         if window > (longest := models.context_length(model)):
             raise UserError(f"--window={window}: {model} was made for {longest:,} tokens at most")
-        loaded = harness.load(tasks, num_fewshot=num_fewshot, seed=seed)
+        loaded = harness.load(tasks, num_fewshot=num_fewshot, seed=seed, data=data)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         scored, tokenizer = models.load(model, dtype=getattr(torch, dtype), device=device)
         building.record(checkpoint=out.name, parameters=scored.num_parameters(), vocabulary=len(tokenizer))
@@ -85,8 +93,8 @@ def main(
         if loaded:
             results, samples = harness.run(scored, tokenizer, loaded, limit=limit, batch_tokens=batch_tokens, seed=seed)
             (building.folder / "samples").mkdir()
-            for name, items in samples.items():
-                write_lines(building.folder / "samples" / f"{name}.jsonl", items)
+            for name, lines in samples.items():
+                write_lines(building.folder / "samples" / f"{name}.jsonl", lines)
         building.record(tasks=results)
 
         if questions:
@@ -153,15 +161,23 @@ def table(results: dict) -> str:
             f"{rates['bytes_per_token']:>13.2f}{rates['characters_per_token']:>13.2f}{score['documents']:>8,}"
         )
     if results["tasks"]:
-        lines.append(f"{'task':<14}{'accuracy':<28}{'chance':>12}{'items':>13}{'examples':>13}")
+        differ = any(score["acc_bytes"]["value"] != score["value"] for score in results["tasks"].values())
+        head = f"{'task':<14}{'accuracy':<28}{'chance':>12}{'items':>13}{'examples':>13}"
+        lines.append(f"{head}   {'by log p / byte' if differ else ''}".rstrip())
     for name, score in results["tasks"].items():
-        value = f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
-        lines.append(f"{name:<14}{value:<28}{score['chance']:>12.1%}{score['items']:>13,}{score['shots']:>13}")
+        counts = f"{score['chance']:>12.1%}{score['items']:>13,}{score['shots']:>13}"
+        by_bytes = spell(score["acc_bytes"]) if score["acc_bytes"]["value"] != score["value"] else ""
+        lines.append(f"{name:<14}{spell(score):<28}{counts}   {by_bytes}".rstrip())
     if speed := results.get("generation"):
         lines.append(
             f"generation    {speed['characters_per_second']:,.0f} characters/s, {speed['tokens_per_second']:,.0f} tokens/s"
         )
     return "\n".join(lines)
+
+
+def spell(score: dict) -> str:
+    """A share with its interval."""
+    return f"{score['value']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -54,7 +55,16 @@ def run(inputs, out, *flags, where=ROOT):
 
 def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     tasks = f"--tasks={BUILTIN[0]},{BUILTIN[1]}"
-    flags = (tasks, f"--prompts={inputs / 'prompts.jsonl'}", "--limit=2", "--max_new_tokens=4", "--num_fewshot=1")
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"id": "local-1", "good": "Да, да.", "bad": "Нет."}\n')
+    flags = (
+        tasks,
+        f"--data={{minimal_pairs: {pairs}}}",
+        f"--prompts={inputs / 'prompts.jsonl'}",
+        "--limit=2",
+        "--max_new_tokens=4",
+        "--num_fewshot=1",
+    )
     done = run(inputs, tmp_path / "eval/cpt", *flags, where=tmp_path)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "eval/cpt"
@@ -65,7 +75,11 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
         "samples/minimal_pairs.jsonl",
         "samples/ru_mmlu.jsonl",
     }
-    results = json.loads((out / "manifest.json").read_text())["results"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    given = {"path": str(pairs), "sha256": hashlib.sha256(pairs.read_bytes()).hexdigest()}
+    assert manifest["inputs"]["data.minimal_pairs"] == given
+    assert json.loads((out / "samples/minimal_pairs.jsonl").read_text())["id"] == "local-1"
+    results = manifest["results"]
     assert results["checkpoint"] == "cpt"
     assert set(results["bits_per_byte"]) == set(results["fertility"]) == {"ru", "en"}
     rates = results["fertility"]["ru"]
@@ -90,6 +104,21 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
         assert len(item["log_probabilities"]) == 4
     assert "ru_mmlu" in done.stdout
     assert "characters/s" in done.stdout
+
+
+def test_the_table_shows_accuracy_by_bytes_where_it_is_another_one():
+    score = {"value": 0.5, "low": 0.25, "high": 0.75, "chance": 0.5, "items": 4, "shots": 0}
+    same = score | {"acc_bytes": {"value": 0.5, "low": 0.25, "high": 0.75}}
+    other = score | {"acc_bytes": {"value": 0.75, "low": 0.5, "high": 0.9}}
+    results = {"checkpoint": "cpt", "parameters": 1, "vocabulary": 2, "bits_per_byte": {}, "tasks": {"a": same}}
+    assert script.table(results).splitlines()[2:] == [
+        "task          accuracy                          chance        items     examples",
+        "a             50.0% [25.0%, 75.0%]               50.0%            4            0",
+    ]
+    head, a, b = script.table(results | {"tasks": {"a": same, "b": other}}).splitlines()[2:]
+    assert head.endswith("examples   by log p / byte")
+    assert a.endswith("4            0")
+    assert b.endswith("4            0   75.0% [50.0%, 90.0%]")
 
 
 def test_script_refuses_a_missing_task_file(inputs, tmp_path):
@@ -152,6 +181,7 @@ def test_scores_are_those_of_the_harness(model, tokenizer, shots):
     theirs = evaluate(plain, {"tasks": tasks}, samples=drawn, bootstrap_iters=0, log_samples=True)
     for name in tasks:
         assert ours[name]["value"] == theirs["results"][name]["acc,none"]
+        assert ours[name]["acc_bytes"]["value"] == theirs["results"][name]["acc_bytes,none"]
         for mine, other in zip(samples[name], theirs["samples"][name], strict=True):
             assert mine["id"] == other["doc"]["id"]
             expected = [response[0] for response in other["filtered_resps"]]
@@ -219,7 +249,8 @@ def test_load_says_what_is_wrong(tmp_path):
 def test_a_record_holds_indices_of_choices():
     logged = {"doc_id": 7, "doc": {"question": "?"}, "target": "B", "acc": 1.0}
     logged["filtered_resps"] = [(-2.0, False), (-1.0, True), (-3.0, False)]
-    expected = {"id": 7, "prediction": 1, "target": 1, "correct": True, "log_probabilities": [-2.0, -1.0, -3.0]}
+    predictions = {"prediction": 1, "prediction_bytes": 1}
+    expected = {"id": 7, **predictions, "target": 1, "correct": True, "log_probabilities": [-2.0, -1.0, -3.0]}
     assert harness._record(logged, ["A", "B", "C"]) == expected
     assert harness._record({**logged, "doc": {"id": "x"}, "target": 0, "acc": 0.0}, ["A", "B", "C"])["id"] == "x"
 

@@ -8,11 +8,12 @@ import functools
 import logging
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import jinja2
 import lm_eval.api.task
 import yaml
 from lm_eval.api.instance import Instance
@@ -25,10 +26,12 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lib import metrics
+from lib import items, metrics
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+# By the sum of log p, and by that over the bytes of the choice, which takes the longer choice's handicap away.
+METRICS = [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in ("acc", "acc_bytes")]
 for chatty in ("lm_eval", "datasets", "huggingface_hub"):
     logging.getLogger(chatty).setLevel(logging.ERROR)
 datasets.disable_progress_bars()
@@ -55,23 +58,40 @@ class Scorer(HFLM):
         return context[-max(self.max_length + 1 - len(continuation), 1) :]
 
 
-def load(files: Sequence[Path], *, num_fewshot: int, seed: int) -> dict[str, ConfigurableTask]:
+def load(
+    files: Sequence[Path], *, num_fewshot: int, seed: int, data: Mapping[str, Path] | None = None
+) -> dict[str, ConfigurableTask]:
     """The tasks of the given files, by name; those with a pool of examples get `num_fewshot` of them.
 
+    Args:
+        files: task files.
+        num_fewshot: examples before each item.
+        seed: draws them, where a task says so.
+        data: local files in the place of a task's data set, see `items.place`.
+
     Raises:
-        UserError: a file is missing or no task, its data does not load, or its pool is too small.
+        UserError: a file is missing or no task, its data does not load or lacks something, or its pool is too small.
     """
     tasks = {}
     with tempfile.TemporaryDirectory() as cache:
+        configs: dict[str, dict[str, Any]] = {}
         for file in files:
             config = read_config(file, Path(cache))
+            if config["task"] in configs:
+                raise UserError(f"{file}: a second task named '{config['task']}'; rename one")
+            configs[config["task"]] = config
+        placed = items.place(data or {}, configs, num_fewshot)
+        for file, (name, config) in zip(files, configs.items(), strict=True):
+            if name in placed:
+                read = {split: items.read_items(*given, Path(cache)) for split, given in placed[name].items()}
+                config = items.with_items(config, read, placed[name])
             try:
-                task = TaskManager(include_defaults=False).load([config])["tasks"][config["task"]]
-            except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+                task = TaskManager(include_defaults=False).load([{**config, "metric_list": METRICS}])["tasks"][name]
+            except items.LOADING as error:
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise UserError(f"{file}: the harness can't load this task ({type(error).__name__}: {why})") from None
-            if task.config.task in tasks:
-                raise UserError(f"{file}: a second task named '{task.config.task}'; rename one")
+            for split, (key, _) in placed.get(name, {}).items():
+                check_answers(task, split, key)
             has_pool = task.config.fewshot_split is not None or task.config.training_split is not None
             shots = num_fewshot if has_pool else 0
             if shots and len(task.sampler.df) < shots:
@@ -80,7 +100,7 @@ def load(files: Sequence[Path], *, num_fewshot: int, seed: int) -> dict[str, Con
             task.set_fewshot_seed(seed)
             if shots and isinstance(task.sampler, SameSubject):
                 task.sampler.follow(task)
-            tasks[task.config.task] = task
+            tasks[name] = task
     return tasks
 
 
@@ -98,15 +118,32 @@ def read_config(file: Path, cache: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not a task file ({' '.join(str(error).split())})") from None
     if not isinstance(config.get("task"), str):
         raise UserError(f"{file}: no 'task: <name>', so not a task file")
-    local = (config.get("dataset_kwargs") or {}).get("data_files")
-    if isinstance(local, dict):
-        found = {split: ROOT / path for split, path in local.items()}
+    named = (config.get("dataset_kwargs") or {}).get("data_files")
+    if isinstance(named, dict) and not any("://" in path for path in named.values()):
+        found = {split: ROOT / path for split, path in named.items()}
         for path in found.values():
             if not path.is_file():
                 raise UserError(f"{file}: its data file {path.relative_to(ROOT)} does not exist")
-        files = {split: str(path) for split, path in found.items()}
-        config["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": files, "cache_dir": str(cache)}
+        local = {split: str(path) for split, path in found.items()}
+        config["dataset_kwargs"] = {**config["dataset_kwargs"], "data_files": local, "cache_dir": str(cache)}
     return config
+
+
+def check_answers(task: ConfigurableTask, split: str, key: str) -> None:
+    """Every item's right answer is among its choices; the harness would count another one as wrong whatever is chosen.
+
+    Raises:
+        UserError: one is not, or an item can't be made a question.
+    """
+    for number, item in enumerate(task.dataset[split], 1):
+        try:
+            choices, target = task.doc_to_choice(item), task.doc_to_target(item)
+        except (*items.LOADING, jinja2.TemplateError, IndexError) as error:
+            raise UserError(f"data: {key}: item {number}: {type(error).__name__}: {error}") from None
+        for one in target if isinstance(target, list) else [target]:
+            if one not in choices and not (isinstance(one, int) and 0 <= one < len(choices)):
+                where = f"data: {key}: item {number}"
+                raise UserError(f"{where}: the right answer {one!r} is none of {len(choices)} choices")
 
 
 def run(
@@ -118,7 +155,10 @@ def run(
     batch_tokens: int,
     seed: int = 0,
 ) -> tuple[dict[str, dict], dict[str, list[dict]]]:
-    """Accuracy by task, and by task one record an item: id, prediction and target (choice indices), correct.
+    """Accuracy by task, and by task one record an item: id, predictions and target (choice indices), correct.
+
+    `prediction` is the likeliest choice (accuracy@1), `prediction_bytes` that of the highest log p over its UTF-8 bytes, the
+    harness's `acc_bytes`: where choices are whole sentences, the shorter one is the likelier whatever it says.
 
     Args:
         model: the model to score.
@@ -136,8 +176,12 @@ def run(
         logged = found["samples"][name]
         samples[name] = [_record(sample, task.doc_to_choice(sample["doc"])) for sample in logged]
         chances = [1 / len(sample["filtered_resps"]) for sample in logged]
-        correct = [record["correct"] for record in samples[name]]
-        results[name] = {**metrics.accuracy(correct, chances), "shots": task.config.num_fewshot}
+        correct, by_bytes = ([bool(sample[metric["metric"]]) for sample in logged] for metric in METRICS)
+        results[name] = {
+            **metrics.accuracy(correct, chances),
+            "acc_bytes": metrics.share(by_bytes),
+            "shots": task.config.num_fewshot,
+        }
     return results, samples
 
 
@@ -189,12 +233,14 @@ def prox_letters(item: dict) -> list[str]:
 
 
 def _record(sample: dict, choices: list[str]) -> dict[str, object]:
-    """One item's line; a data set without ids gets the item's number. Prediction and target are choices' indices."""
+    """One item's line; a data set without ids gets the item's number. Predictions and target are choices' indices."""
     likelihoods = [response[0] for response in sample["filtered_resps"]]
+    by_bytes = [value / len(choice.encode()) for value, choice in zip(likelihoods, choices, strict=True)]
     document, target = sample["doc"], sample["target"]
     return {
         "id": document.get("id", document.get("question_id", sample["doc_id"])),
         "prediction": max(range(len(likelihoods)), key=likelihoods.__getitem__),
+        "prediction_bytes": max(range(len(likelihoods)), key=by_bytes.__getitem__),
         "target": choices.index(target) if isinstance(target, str) else target,
         "correct": bool(sample["acc"]),
         "log_probabilities": [round(value, 4) for value in likelihoods],

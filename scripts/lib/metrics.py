@@ -11,7 +11,6 @@ Conventions, the same for every model, so that models with different tokenizers 
 
 import contextlib
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ import torch
 from scipy.stats import binomtest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lib import progress
+from lib import prefixes, progress
 
 LOGITS_AT_ONCE = 2**26  # values, 256 MB in fp32: logits exist for this much at a time, whatever the batch
 
@@ -106,7 +105,7 @@ def log_probabilities(
 ) -> list[Continuation]:
     """Log p(continuation | context) for each (context, continuation) pair of token ids, neither empty.
 
-    Requests that feed the model the same tokens (the letters of one multiple-choice question) share one sequence;
+    What requests begin alike with (the question before its choices) is read once, where the model can (`lib.prefixes`);
     sequences are batched by length; logits are only computed where a continuation token is predicted.
 
     Args:
@@ -115,29 +114,28 @@ def log_probabilities(
         batch_tokens: tokens, padding included, in one forward pass (at least one sequence).
         title: of a progress bar; none without it.
     """
-    shared = defaultdict(list)
-    for number, (context, continuation) in enumerate(requests):
-        shared[(*context, *continuation[:-1])].append(number)
+    fed = [(*context, *continuation[:-1]) for context, continuation in requests]
+    sharing = prefixes.can_share(model, max(map(len, fed), default=0))
+    rows = prefixes.lay_out(fed, prefixes.LONGEST if sharing else 0)
     totals, greedy = np.zeros(len(requests)), np.ones(len(requests), dtype=bool)
     quiet = contextlib.nullcontext()
     with (
         _eval_mode(model),
-        progress.bar(total=sum(map(len, shared)), title=title, unit="tokens") if title else quiet as bar,
+        progress.bar(total=sum(len(row.tokens) for row in rows), title=title, unit="tokens") if title else quiet as bar,
     ):
-        for batch in _batches(sorted(shared, key=len, reverse=True), batch_tokens):
+        for batch in _batches(rows, batch_tokens):
             places, targets, owners = [], [], []
-            for row, fed in enumerate(batch):
-                for number in shared[fed]:
+            for line, row in enumerate(batch):
+                for number, path in row.places.items():
                     continuation = requests[number][1]
-                    first = len(fed) - len(continuation)
-                    places += [(row, first + step) for step in range(len(continuation))]
+                    places += [(line, place) for place in path[-len(continuation) :].tolist()]
                     targets += continuation
                     owners += [number] * len(continuation)
             values, best = _score(model, batch, places, targets)
             np.add.at(totals, owners, values)
             np.logical_and.at(greedy, owners, best)
             if bar is not None:
-                bar.update(sum(map(len, batch)))
+                bar.update(sum(len(row.tokens) for row in batch))
     return [Continuation(float(total), bool(first)) for total, first in zip(totals, greedy, strict=True)]
 
 
@@ -172,36 +170,43 @@ def difference(
 
 
 def accuracy(correct: Sequence[bool], chances: Sequence[float]) -> dict[str, float | int | str]:
-    """The share of right answers with its 95% Wilson interval; `chances` are a guess's odds item by item."""
+    """The share of right answers with its interval; `chances` are a guess's odds item by item."""
+    chance = sum(chances) / len(chances)
+    return {"metric": "accuracy", **share(correct), "items": len(correct), "chance": chance}
+
+
+def share(correct: Sequence[bool]) -> dict[str, float]:
+    """The share of right answers with its 95% Wilson interval."""
     interval = binomtest(sum(correct), len(correct)).proportion_ci(method="wilson")
-    return {
-        "metric": "accuracy",
-        "value": sum(correct) / len(correct),
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "items": len(correct),
-        "chance": sum(chances) / len(chances),
-    }
+    return {"value": sum(correct) / len(correct), "low": float(interval.low), "high": float(interval.high)}
 
 
-def _batches(rows: Sequence[tuple[int, ...]], batch_tokens: int) -> Iterator[Sequence[tuple[int, ...]]]:
-    """Rows, longest first, in runs that take at most `batch_tokens` once padded."""
-    begin = 0
-    while begin < len(rows):
-        end = begin + max(batch_tokens // len(rows[begin]), 1)
-        yield rows[begin:end]
-        begin = end
+def _batches(rows: Sequence[prefixes.Row], batch_tokens: int) -> Iterator[list[prefixes.Row]]:
+    """Rows by length, trees (which need a mask) apart, in runs that take at most `batch_tokens` once padded."""
+    for trees in (True, False):
+        waiting = sorted((row for row in rows if row.is_tree == trees), key=lambda row: len(row.tokens), reverse=True)
+        while waiting:
+            size = max(batch_tokens // len(waiting[0].tokens), 1)
+            yield waiting[:size]
+            del waiting[:size]
 
 
 def _score(
-    model: PreTrainedModel, batch: Sequence[tuple[int, ...]], places: list[tuple[int, int]], targets: list[int]
+    model: PreTrainedModel, batch: Sequence[prefixes.Row], places: list[tuple[int, int]], targets: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Log p of each target at its (row, position), and whether it is the likeliest token there."""
-    ids = torch.zeros(len(batch), len(batch[0]), dtype=torch.long)
-    for row, fed in enumerate(batch):
-        ids[row, : len(fed)] = torch.tensor(fed)
-    # Padding stands on the right, where causal attention never looks back at it, so no mask is needed.
-    hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+    """Log p of each target at its (row, place), and whether it is the likeliest token there."""
+    width = len(batch[0].tokens)
+    named = {"input_ids": torch.zeros(len(batch), width, dtype=torch.long)}
+    for line, row in enumerate(batch):
+        named["input_ids"][line, : len(row.tokens)] = torch.tensor(row.tokens)
+    # Padding stands on the right, where causal attention never looks back at it: only trees need a mask.
+    if batch[0].is_tree:
+        named["attention_mask"] = torch.stack([prefixes.seen(row, width) for row in batch])[:, None]
+        named["position_ids"] = torch.zeros_like(named["input_ids"])
+        for line, row in enumerate(batch):
+            named["position_ids"][line, : len(row.tokens)] = torch.tensor(row.positions)
+    given = {name: tensor.to(model.device) for name, tensor in named.items()}
+    hidden = model.base_model(**given, use_cache=False).last_hidden_state
     row, position = torch.tensor(places, device=hidden.device).unbind(1)
     head = model.get_output_embeddings()
     at_once = max(LOGITS_AT_ONCE // head.out_features, 1)
