@@ -31,7 +31,7 @@ class Speed(NamedTuple):
 
 
 def read_prompts(path: Path) -> list[dict[str, str]]:
-    """Prompts of a JSON Lines file with their id and category.
+    """Prompts of a JSON Lines file with their id and category, and the `language` of the answer where a line says it.
 
     Raises:
         UserError: a line lacks one of the fields.
@@ -41,7 +41,7 @@ def read_prompts(path: Path) -> list[dict[str, str]]:
         lacking = [field for field in FIELDS if not isinstance(line.get(field), str)]
         if lacking:
             raise UserError(f"{path}:{number}: no text field '{lacking[0]}'")
-        prompts.append({field: line[field] for field in FIELDS})
+        prompts.append({field: line[field] for field in (*FIELDS, "language") if field in line})
     return prompts
 
 
