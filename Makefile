@@ -22,6 +22,8 @@ ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPEN
 TRANSLATE ?= #    those of INSTRUCT that the same language model translates first (translate.yaml)
 MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge.yaml), not from cpt
 MODEL ?= #        the checkpoint that `make chat` and `make serve` take; the profile's sft if not given
+A ?= #            of `make compare`: what B is compared with: a checkpoint that `make eval` has scored (base, init, cpt, sft), or an evaluation's folder
+B ?= #            of `make compare`: another
 PORT ?= 8000##     that `make serve` listens on, of this machine only
 GPUS ?= 0##        accelerators to train on (of each machine), from the profile if not given; 0 is the CPU
 NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
@@ -49,7 +51,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test test-peers lint clean chat serve settings-%
+QUIET_GOALS := help plan test test-peers lint clean chat serve compare settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -100,11 +102,11 @@ lib-translate := api documents instructions languages phrases placeholders recor
 lib-reward := attention corruption documents encoder instructions languages machine pairwise preferences rewards scoring
 lib-instruct := attention contamination corruption dialogues documents duplicates encoder harness instructions kernels languages losses machine metrics minhash paragraphs preferences rewards scoring
 lib-sft := $(lib-training) dialogues
-lib-eval := documents fertility generation harness metrics models vocabulary
-lib-report := documents languages page plots receipts scores
+lib-eval := documents fertility flaws generation harness languages metrics models paired paragraphs rules vocabulary
+lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
 script-tokenizer := train_spm
 script-init := init_embeddings
-templates-report := report.html.j2 model_card.md.j2
+templates-report := report.html.j2 answers.html.j2 style.css model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
 languages-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
@@ -221,11 +223,14 @@ join-sft: ## the same for `make sft`
 	$(call train,sft) $(flags-sft)
 
 ##@ Using a checkpoint
-.PHONY: chat serve
+.PHONY: chat serve compare
 # What is there already; nothing is trained for it.
 model := $(or $(strip $(MODEL)),$(at-sft))
 chat: | $(READY) ## talk to MODEL in the terminal
 	@$(PY) scripts/chat.py --model=$(model)
+evaluation = $(if $(findstring /,$(1)),$(1),$(at-eval)/$(strip $(1)))
+compare: | $(READY) ## evaluations A and B side by side: paired differences, flaws, answers
+	$(if $(and $(strip $(A)),$(strip $(B))),,$(error say A= and B=: checkpoints that `make eval` has scored, or folders of evaluations))@$(PY) scripts/compare.py --first=$(call evaluation,$(A)) --second=$(call evaluation,$(B)) --out=$(D)/compare
 serve: | $(READY) ## MODEL behind an OpenAI-compatible server (transformers serve; for many users `vllm serve` on the same folder)
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_UPDATE_CHECK=1 $(PY) -m transformers.cli.transformers serve $(model) --port $(PORT)
 

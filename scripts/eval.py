@@ -106,16 +106,11 @@ def main(
             rates = flaws.rates(list(zip(flags, asked_in, strict=True)))
             building.record(generation=speed._asdict(), flaws=rates)
             lines = [
-                {
-                    **question,
-                    "completion": answer.text,
-                    "tokens": answer.tokens,
-                    "finished": answer.finished,
-                    "flags": found,
-                }
-                for question, answer, found in zip(questions, answers, flags, strict=True)
+                {**question, "language": language.code}
+                | {"completion": answer.text, "tokens": answer.tokens, "finished": answer.finished, "flags": found}
+                for question, language, answer, found in zip(questions, asked_in, answers, flags, strict=True)
             ]
-            write_lines(building.folder / "generations.jsonl", lines)
+            write_lines(building.folder / paired.GENERATIONS, lines)
     print(table(building.results))
 
 

@@ -14,7 +14,7 @@ Writes: report.html (one file, nothing loaded from elsewhere) and MODEL_CARD.md 
 import json
 from pathlib import Path
 
-from lib import cli, documents, page, plots, receipts, scores, stage
+from lib import cli, documents, flaws, page, paired, plots, receipts, scores, stage
 from lib.errors import UserError
 
 REPORT = "report.html"
@@ -93,11 +93,11 @@ def main(
         language = manifests["tokenizer"]["settings"]["language"]
         base = Path(manifests["init"]["inputs"]["base"]["path"]).name
         fertility = json.loads((tokenizer / "fertility.json").read_text(encoding="utf-8"))
-        table = scores.score_table([manifests[f"eval {path.name}"] for path in evaluations], language)
+        scored = [manifests[f"eval {path.name}"] | {"items": paired.read(path)} for path in evaluations]
+        table = scores.score_table(scored, language)
         said = scores.headline(table, fertility["tokenizers"], language, random_model=page.is_random(sources.get(base)))
         answers = {
-            manifests[f"eval {path.name}"]["results"]["checkpoint"]: _lines(path / "generations.jsonl")
-            for path in evaluations
+            manifests[f"eval {path.name}"]["results"]["checkpoint"]: paired.generations(path) for path in evaluations
         }
         stages = [*({"name": f"fetch {name}", "folder": here[name], **sources[name]} for name in here)]
         stages += [{"name": name, "folder": folders[name], **manifest} for name, manifest in manifests.items()]
@@ -122,11 +122,13 @@ def main(
         context |= {
             "settings_of": lambda name: manifests[name]["settings"],
             "made_by": scores.MADE_BY,
+            "compared": scores.compared(table),
+            "meaning_of_flags": flaws.FLAGS,
             "row_rules": page.RULES,
             "systems": receipts.SYSTEMS,
             "tokenizations": page.tokenizations(fertility),
             "example": fertility["example"],
-            "score_plots": plots.scores(table),
+            "score_plots": plots.scores(table | {"columns": [c for c in table["columns"] if c["group"] != "flaws"]}),
             "fertility_plots": plots.fertility(
                 {scores.name_of(code): spent for code, spent in plots.tokens_per_word(fertility).items()}, base
             ),
@@ -140,7 +142,7 @@ def main(
         }
         (building.folder / REPORT).write_text(page.render("report.html.j2", **context), encoding="utf-8")
         building.record(headline=said, scores=table, seconds_of_all_stages=round(context["seconds"], 1))
-    print(f"\n{scores.text_table(table)}\n\nreport: {out / REPORT}")
+    print(f"\n{scores.text_table(table)}\n\n{scores.compared(table)}\nreport: {out / REPORT}")
 
 
 def _lines(path: Path) -> list[dict]:

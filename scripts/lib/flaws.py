@@ -10,8 +10,8 @@ What depends on the language comes from its file (lib/languages.py). The flags, 
   what is code or looks like it (addresses, file names, digits inside, camelCase), names and acronyms (capitals; small words
   between them, as in "Game of Thrones"), units, single letters, compounds («web-сайт»), words of WRITTEN_LATIN, and up to
   MENTION words that stand in quotation marks or brackets of their own, where Russian gives a term's original. A capitalised
-  English word alone passes for a name, and the name of a program in small letters counts: 2 to 9 of 100 answers of good
-  models about such things have one, so compare rates on the same prompts and don't read them alone.
+  English word alone passes for a name, and the name of a program in small letters counts: up to 9 of 100 answers of good
+  models have one, so compare rates on the same prompts and don't read them alone.
 - `mixed_script`: letters of the language's script and of another inside one word («cоме» with a Latin c). What a hyphen or an
   apostrophe joins are two words («3D-модель», «Windows'ом»); an acronym takes endings («SMSки»).
 - `repetition`: a phrase, a line or a syllable again and again, by the measures and limits of the filter (lib/rules.py).
@@ -107,12 +107,17 @@ def rates(answers: Sequence[tuple[Sequence[str], Language]]) -> dict[str, dict[s
     """
     table = {}
     for flag in FLAGS:
-        having = [flag in flags for flags, language in answers if flag != "english_words" or not is_latin(language)]
+        having = [flag in flags for flags, language in answers if applies(flag, language)]
         if having:
             interval = binomtest(sum(having), len(having)).proportion_ci(method="wilson")
             ends = {"low": float(interval.low), "high": float(interval.high)}
             table[flag] = {"value": sum(having) / len(having), **ends, "items": len(having)}
     return table
+
+
+def applies(flag: str, language: Language) -> bool:
+    """Whether an answer in the language can have the flag: English words can't be told from Latin ones."""
+    return flag != "english_words" or language.script != "Latin"
 
 
 def asked_in(prompt: Mapping[str, str]) -> Language:
@@ -133,11 +138,6 @@ def prose(text: str) -> str:
     return "\n".join(line for line in lines if rules.code_share(line) == 0)
 
 
-def is_latin(language: Language) -> bool:
-    """Whether English words can't be told by their letters."""
-    return language.script == "Latin"
-
-
 def has_script(text: str, language: Language) -> bool:
     """Whether any letter is of the language's script."""
     return languages.script_share(text, language.script) > 0
@@ -156,7 +156,7 @@ def is_wrong_language(said: str, language: Language) -> bool:
 
 def english_words(said: str, language: Language) -> list[str]:
     """The Latin words of prose that are neither names nor code; none for a language in Latin script."""
-    if is_latin(language):
+    if not applies("english_words", language):
         return []
     found = []
     for run in _latin_runs(_own_words(said, language)):

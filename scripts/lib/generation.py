@@ -38,10 +38,11 @@ def read_prompts(path: Path) -> list[dict[str, str]]:
     """
     prompts = []
     for number, line in documents.read_json_lines(path):
-        lacking = [field for field in FIELDS if not isinstance(line.get(field), str)]
+        fields = (*FIELDS, "language") if "language" in line else FIELDS
+        lacking = [field for field in fields if not isinstance(line.get(field), str)]
         if lacking:
             raise UserError(f"{path}:{number}: no text field '{lacking[0]}'")
-        prompts.append({field: line[field] for field in (*FIELDS, "language") if field in line})
+        prompts.append({field: line[field] for field in fields})
     return prompts
 
 

@@ -171,6 +171,11 @@ def limits(results: Mapping[str, Mapping], table: Mapping) -> list[str]:
     if tasks:
         smallest = min(column["items"] for column in tasks)
         found.append(f"The smallest task has {smallest:,} items: read the intervals, not the last digit.")
+    flawed = [column for column in table["columns"] if column["group"] == "flaws"]
+    answered = next((row["cells"] for row in table["rows"] if row["checkpoint"] == "sft"), {})
+    if rates := [(column, cell) for column in flawed if (cell := answered.get(column["key"])) and cell["value"]]:
+        told = ", ".join(f"{column['title']} {scores.spell(cell['value'], 'percent')}" for column, cell in rates)
+        found.append(f"Flaws that a rule can see in its {flawed[0]['answers']:,} answers: {told}.")
     if results["filter"]["labels"] == "weak":
         found.append("The training text was filtered by a model that had learnt from weak labels, not from readers.")
     return found
@@ -181,7 +186,7 @@ def fence(text: str) -> str:
     return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int) -> list[dict]:
+def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int | None = None) -> list[dict]:
     """Prompts with the checkpoints' answers beside each other, in the order of the first checkpoint's file."""
     prompts: dict[str, dict] = {}
     for checkpoint, lines in generations.items():

@@ -15,6 +15,7 @@ from lib import documents
 
 DOCUMENTS = "documents.jsonl"
 SAMPLES = "samples"
+GENERATIONS = "generations.jsonl"
 SIGNIFICANCE = 0.05
 
 
@@ -41,11 +42,24 @@ class Item(NamedTuple):
     correct: bool
 
 
+class Answer(NamedTuple):
+    """A line of generations.jsonl: what was asked, in which language the answer should be, and its flaws."""
+
+    id: str
+    prompt: str
+    language: str
+    flags: list[str]
+
+
+Measured = Document | Item | Answer
+
+
 class Details(NamedTuple):
-    """An evaluation document by document (by language) and item by item (by task); empty where it was not written."""
+    """An evaluation document by document (by language), item by item (by task), answer by answer; empty where not written."""
 
     documents: dict[str, list[Document]]
     tasks: dict[str, list[Item]]
+    answers: list[Answer]
 
 
 def read(folder: Path) -> Details:
@@ -61,7 +75,18 @@ def read(folder: Path) -> Details:
         ]
         for file in sorted((folder / SAMPLES).glob("*.jsonl"))
     }
-    return Details(by_language, tasks)
+    answers = [
+        Answer(line["id"], line["prompt"], line["language"], line["flags"])
+        for line in generations(folder)
+        if "flags" in line
+    ]
+    return Details(by_language, tasks, answers)
+
+
+def generations(folder: Path) -> list[dict]:
+    """The lines of generations.jsonl; none where there were no prompts."""
+    file = folder / GENERATIONS
+    return [line for _, line in documents.read_json_lines(file)] if file.is_file() else []
 
 
 def bits_per_byte(
@@ -98,8 +123,8 @@ def share(
     }
 
 
-def same(ours: Sequence[Document] | Sequence[Item], others: Sequence[Document] | Sequence[Item]) -> bool:
-    """Whether both were measured on the same things in the same order: ids, and sizes or right answers."""
+def same(ours: Sequence[Measured], others: Sequence[Measured]) -> bool:
+    """Whether both were measured on the same things in the same order: ids, and sizes, right answers or prompts."""
     return bool(ours) and [_identity(each) for each in ours] == [_identity(each) for each in others]
 
 
@@ -114,5 +139,7 @@ def verdict(difference: Mapping[str, float], better: str) -> str:
     return "better" if (difference["value"] < 0) == (better == "lower") else "worse"
 
 
-def _identity(each: Document | Item) -> tuple:
-    return (each.id, each.bytes) if isinstance(each, Document) else (each.id, each.target)
+def _identity(each: Measured) -> tuple:
+    if isinstance(each, Document):
+        return each.id, each.bytes
+    return (each.id, each.target) if isinstance(each, Item) else (each.id, each.prompt, each.language)
