@@ -40,7 +40,7 @@ K := $(KEYS)/$(PROFILE)
 # Where each stage writes. A variant of the profile (`make VARIANT=name CHANGED="sft eval" CONF-sft=...`) has folders and keys of its own for
 # the stages that it changes, and the profile's for the others.
 own = $(if $(filter $(1),$(CHANGED)),variants/$(VARIANT)/)
-$(foreach stage,dedup annotations filter pack translated instruct eval report,$(eval at-$(stage) := $(D)/$(call own,$(stage))$(stage)))
+$(foreach stage,dedup annotations filter pack translated instruct eval leaks report,$(eval at-$(stage) := $(D)/$(call own,$(stage))$(stage)))
 $(foreach stage,tokenizer init cpt merge reward sft,$(eval at-$(stage) := $(C)/$(call own,$(stage))$(stage)))
 key-of = $(K)/$(call own,$(1))$(1)
 CHECKPOINTS := base init cpt $(if $(strip $(MERGE)),merge) sft
@@ -103,6 +103,7 @@ lib-reward := attention corruption documents encoder instructions languages mach
 lib-instruct := attention contamination corruption dialogues documents duplicates encoder harness instructions kernels languages losses machine metrics minhash paragraphs preferences rewards scoring
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility flaws generation harness languages metrics models paired paragraphs rules vocabulary
+lib-leaks := contamination documents harness languages metrics paired
 lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
 script-tokenizer := train_spm
 script-init := init_embeddings
@@ -128,7 +129,7 @@ facts-eval := $(BASE)
 facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
 
 ##@ The pipeline
-.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval report
+.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report
 all: report ## everything, up to the report
 	@echo "the report: $(at-report)/report.html"
 demo: ## the whole pipeline on the embedded default, from nothing
@@ -147,6 +148,7 @@ reward: $(at-reward)/manifest.json ## the reward model (if there are PREFERENCES
 instruct: $(at-instruct)/manifest.json ## the instruction set: checked, deduplicated, filtered by the reward model, mixed
 sft: $(at-sft)/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
+leaks: $(at-leaks)/manifest.json ## evaluation items that occur in the training text
 report: $(at-report)/manifest.json ## one HTML page about it all
 
 $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
@@ -200,8 +202,12 @@ model-sft := $(at-sft)
 $(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(at-pack)/manifest.json | $(READY)
 	$(call run,eval,eval) --model=$(model-$*) --held_out=$(at-pack)/held_out/documents --out=$(@D)
 
-$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --out=$(@D)
+# Once, whatever is scored: all checkpoints have the items of the base.
+$(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(at-filter)/manifest.json | $(READY)
+	$(call run,leaks,leaks) --evaluation=$(at-eval)/base --training=$(at-filter)/documents --out=$(@D)
+
+$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) $(at-leaks)/manifest.json | $(READY)
+	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,

@@ -36,6 +36,7 @@ def main(
     out: Path,
     annotations: Path | None = None,
     reward: Path | None = None,
+    leaks: Path | None = None,
     samples: int = 3,
     near_duplicates: int = 20,
     prompts: int = 40,
@@ -57,6 +58,7 @@ def main(
         out: the folder to write.
         annotations: output of the annotate stage, where there was one.
         reward: folder of the reward model, where there is one.
+        leaks: output of the leaks stage, where there is one.
         samples: removed texts that are shown for each reason.
         near_duplicates: near duplicates that are shown with the paragraphs kept instead.
         prompts: prompts that are shown with their answers, at most.
@@ -79,6 +81,7 @@ def main(
         **({"reward": reward} if reward else {}),
         "instruct": instruct,
         "sft": sft,
+        **({"leaks": leaks} if leaks else {}),
     }
     folders |= {f"eval {path.name}": path for path in evaluations}
     here = {path.name: path for path in fetched if (path / stage.MANIFEST).is_file()}
@@ -137,12 +140,20 @@ def main(
             **receipts.shown(dedup, filter, manifests, samples, near_duplicates, seed),
             "cpt_plots": plots.training("cpt", _lines(cpt / "metrics.jsonl")),
             "sft_plots": plots.training("sft", _lines(sft / "metrics.jsonl")),
+            "leaks": _leaks(leaks, results, scored),
             "side_by_side": page.side_by_side(answers, prompts),
             "checkpoints": list(answers),
         }
         (building.folder / REPORT).write_text(page.render("report.html.j2", **context), encoding="utf-8")
         building.record(headline=said, scores=table, seconds_of_all_stages=round(context["seconds"], 1))
     print(f"\n{scores.text_table(table)}\n\n{scores.compared(table)}\nreport: {out / REPORT}")
+
+
+def _leaks(folder: Path | None, results: dict[str, dict], scored: list[dict]) -> list[dict]:
+    if folder is None:
+        return []
+    items = {evaluation["results"]["checkpoint"]: evaluation["items"] for evaluation in scored}
+    return page.leaks(results["leaks"]["tasks"], _lines(folder / "leaks.jsonl"), items)
 
 
 def _lines(path: Path) -> list[dict]:

@@ -302,13 +302,16 @@ def with_details(run):
         documents_ = [{"language": "ru", "id": f"d{n}", "bits": bits + n, "bytes": 10, "tokens": 3} for n in range(8)]
         write(folder, content, generations=answers, documents=documents_)
         (folder / "samples").mkdir()
-        items = [{"id": n, "prediction": 0, "target": 0, "correct": n < right} for n in range(40)]
+        leaked = {"task": "quiz", "id": "0", "words": "а б в г д", "document": "d1", "source": "pages"}
+        counted = {"documents": 700, "tasks": {"quiz": {"items": 40, "too_short": 2, "found": 1}}}
+        write(run.data / "leaks", manifest(counted, settings={"ngram": 8}), leaks=[leaked])
+        items = [{"id": str(n), "prediction": 0, "target": 0, "correct": n < right} for n in range(40)]
         (folder / "samples" / "quiz.jsonl").write_text("".join(json.dumps(line) + "\n" for line in items))
 
 
 def test_pairs_decide_and_flaws_are_shown(run):
     with_details(run)
-    done = run()
+    done = run(f"--leaks={run.data / 'leaks'}")
     assert done.returncode == 0, done.stderr
     assert "8 comparisons with the base, all paired; no correction for their number" in done.stdout
     text = (run.data / "report" / "report.html").read_text(encoding="utf-8")
@@ -333,8 +336,10 @@ def test_pairs_decide_and_flaws_are_shown(run):
     assert text.count('title="English words in the prose">english words</span>') == 8
     assert '<td class="n"><span class="better ">▲ 0.0%</span>' in text
     assert "sft · 97 characters</h4>" in text
-    assert "base · 88 characters, cut after 48 tokens</h4>" in text
+    assert "base · 84 characters, cut after 48 tokens</h4>" in text
     assert "<small>8 answers</small>" in text
+    assert "Of 700 documents of continued pre-training" in text
+    assert '<td class="n">48.7%<small>33.9% – 63.8%</small><small>all: 50.0%</small></td>' in text  # 19 of 39, 20 of 40
     card = (run.data / "report" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "english words" not in card  # the tuned model has none of them
 

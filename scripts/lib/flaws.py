@@ -25,9 +25,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from scipy.stats import binomtest
-
-from lib import languages, rules
+from lib import languages, paired, rules
 from lib.languages import Language
 
 FLAGS = {
@@ -109,9 +107,7 @@ def rates(answers: Sequence[tuple[Sequence[str], Language]]) -> dict[str, dict[s
     for flag in FLAGS:
         having = [flag in flags for flags, language in answers if applies(flag, language)]
         if having:
-            interval = binomtest(sum(having), len(having)).proportion_ci(method="wilson")
-            ends = {"low": float(interval.low), "high": float(interval.high)}
-            table[flag] = {"value": sum(having) / len(having), **ends, "items": len(having)}
+            table[flag] = paired.share_of(having)
     return table
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from lib import receipts, scores
+from lib import paired, receipts, scores
 
 FOLDER = Path(__file__).parent
 RULES = {
@@ -196,6 +196,30 @@ def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int | None
             )
             prompt["answers"][checkpoint] = line
     return list(prompts.values())[:limit]
+
+
+def leaks(
+    counts: Mapping[str, Mapping[str, int]], found: Sequence[Mapping], items: Mapping[str, paired.Details]
+) -> list[dict]:
+    """A row for each task with items in the training text: how many, and by checkpoint the accuracy with and without them.
+
+    Args:
+        counts: `tasks` of the leaks stage.
+        found: its lines.
+        items: of `paired.read`, by checkpoint.
+    """
+    rows = []
+    for task, counted in counts.items():
+        leaked = {line["id"] for line in found if line["task"] == task}
+        accuracies = {}
+        for checkpoint, details in items.items():
+            scored = details.tasks.get(task, [])
+            left = [item.correct for item in scored if item.id not in leaked]
+            if scored and left:
+                both = {"all": paired.share_of([item.correct for item in scored]), "without": paired.share_of(left)}
+                accuracies[checkpoint] = both
+        rows.append({"task": task, **counted, "accuracies": accuracies})
+    return rows
 
 
 def render(template: str, **context: object) -> str:

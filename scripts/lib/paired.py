@@ -123,6 +123,13 @@ def share(
     }
 
 
+def share_of(having: Sequence[bool]) -> dict[str, float | int]:
+    """A share with its 95% Wilson interval and the number of items."""
+    interval = binomtest(sum(having), len(having)).proportion_ci(method="wilson")
+    ends = {"low": float(interval.low), "high": float(interval.high)}
+    return {"value": sum(having) / len(having), **ends, "items": len(having)}
+
+
 def same(ours: Sequence[Measured], others: Sequence[Measured]) -> bool:
     """Whether both were measured on the same things in the same order: ids, and sizes, right answers or prompts."""
     return bool(ours) and [_identity(each) for each in ours] == [_identity(each) for each in others]
