@@ -22,6 +22,8 @@ ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPEN
 TRANSLATE ?= #    those of INSTRUCT that the same language model translates first (translate.yaml)
 MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge.yaml), not from cpt
 MODEL ?= #        the checkpoint that `make chat` and `make serve` take; the profile's sft if not given
+A ?= #            of `make compare`: what B is compared with: a checkpoint that `make eval` has scored (base, init, cpt, sft), or an evaluation's folder
+B ?= #            of `make compare`: another
 PORT ?= 8000##     that `make serve` listens on, of this machine only
 GPUS ?= 0##        accelerators to train on (of each machine), from the profile if not given; 0 is the CPU
 NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
@@ -38,7 +40,7 @@ K := $(KEYS)/$(PROFILE)
 # Where each stage writes. A variant of the profile (`make VARIANT=name CHANGED="sft eval" CONF-sft=...`) has folders and keys of its own for
 # the stages that it changes, and the profile's for the others.
 own = $(if $(filter $(1),$(CHANGED)),variants/$(VARIANT)/)
-$(foreach stage,dedup annotations filter pack translated instruct eval report,$(eval at-$(stage) := $(D)/$(call own,$(stage))$(stage)))
+$(foreach stage,dedup annotations filter pack translated instruct eval leaks report,$(eval at-$(stage) := $(D)/$(call own,$(stage))$(stage)))
 $(foreach stage,tokenizer init cpt merge reward sft,$(eval at-$(stage) := $(C)/$(call own,$(stage))$(stage)))
 key-of = $(K)/$(call own,$(1))$(1)
 CHECKPOINTS := base init cpt $(if $(strip $(MERGE)),merge) sft
@@ -49,7 +51,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test test-peers lint clean chat serve settings-%
+QUIET_GOALS := help plan test test-peers lint clean chat serve compare settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -100,11 +102,12 @@ lib-translate := api documents instructions languages phrases placeholders recor
 lib-reward := attention corruption documents encoder fine_tuning instructions languages machine pairwise preferences rewards scoring
 lib-instruct := attention contamination corruption curation dialogues documents duplicates encoder fine_tuning harness instructions items kernels languages losses machine metrics minhash paragraphs preferences prefixes rewards scoring
 lib-sft := $(lib-training) dialogues
-lib-eval := documents fertility generation harness items metrics models prefixes vocabulary
-lib-report := documents languages page plots receipts scores
+lib-eval := documents fertility flaws generation harness items languages metrics models paired paragraphs prefixes rules vocabulary
+lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
+lib-leaks := contamination documents harness languages metrics paired
 script-tokenizer := train_spm
 script-init := init_embeddings
-templates-report := report.html.j2 model_card.md.j2
+templates-report := report.html.j2 answers.html.j2 style.css model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
 # What else a stage reads from the repository.
@@ -130,7 +133,7 @@ facts-eval := $(BASE)
 facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
 
 ##@ The pipeline
-.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval report
+.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report
 all: report ## everything, up to the report
 	@echo "the report: $(at-report)/report.html"
 demo: ## the whole pipeline on the embedded default, from nothing
@@ -149,6 +152,7 @@ reward: $(at-reward)/manifest.json ## the reward model (if there are PREFERENCES
 instruct: $(at-instruct)/manifest.json ## the instruction set: checked, deduplicated, filtered by the reward model, mixed
 sft: $(at-sft)/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
+leaks: $(at-leaks)/manifest.json ## evaluation items that occur in the training text
 report: $(at-report)/manifest.json ## one HTML page about it all
 
 $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
@@ -203,10 +207,14 @@ model-sft := $(at-sft)
 $(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
 	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
+# Once, whatever is scored: all checkpoints have the items of the base.
+$(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(at-filter)/manifest.json | $(READY)
+	$(call run,leaks,leaks) --evaluation=$(at-eval)/base --training=$(at-filter)/documents --out=$(@D)
+
 # With what `make ablate-...` has left.
 ablations := $(patsubst %/manifest.json,%,$(wildcard $(D)/ablations/*/manifest.json))
-$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
+$(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) $(at-leaks)/manifest.json | $(READY)
+	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,
@@ -228,11 +236,14 @@ join-sft: ## the same for `make sft`
 	$(call train,sft) $(flags-sft)
 
 ##@ Using a checkpoint
-.PHONY: chat serve
+.PHONY: chat serve compare
 # What is there already; nothing is trained for it.
 model := $(or $(strip $(MODEL)),$(at-sft))
 chat: | $(READY) ## talk to MODEL in the terminal
 	@$(PY) scripts/chat.py --model=$(model)
+evaluation = $(if $(findstring /,$(1)),$(1),$(at-eval)/$(strip $(1)))
+compare: | $(READY) ## evaluations A and B side by side: paired differences, flaws, answers
+	$(if $(and $(strip $(A)),$(strip $(B))),,$(error say A= and B=: checkpoints that `make eval` has scored, or folders of evaluations))@$(PY) scripts/compare.py --first=$(call evaluation,$(A)) --second=$(call evaluation,$(B)) --out=$(D)/compare
 serve: | $(READY) ## MODEL behind an OpenAI-compatible server (transformers serve; for many users `vllm serve` on the same folder)
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_UPDATE_CHECK=1 $(PY) -m transformers.cli.transformers serve $(model) --port $(PORT)
 

@@ -19,12 +19,12 @@ KL_FLAGS ?=
 # English prose that nothing is trained on.
 GENERAL := lee-news-en
 
-lib-init-bench := comparison documents metrics models plots prefixes
+lib-init-bench := comparison documents metrics models paired plots prefixes
 lib-init-bench-init := $(lib-init)
 lib-init-bench-cpt := $(lib-cpt)
 lib-vocab-sweep-tokenizer := $(lib-tokenizer)
-lib-vocab-sweep := languages models plots scores
-lib-kl-bench := attention comparison documents fertility forgetting harness items losses machine metrics models packing plots prefixes vocabulary
+lib-vocab-sweep := documents flaws languages models paired paragraphs plots rules scores
+lib-kl-bench := attention comparison documents fertility forgetting harness items losses machine metrics models packing paired plots prefixes vocabulary
 lib-kl-bench-tokenizer := $(lib-tokenizer)
 lib-kl-bench-init := $(lib-init)
 lib-kl-bench-pack := $(lib-pack)

@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib import cli, documents, grids, progress, scores, stage
+from lib import cli, documents, grids, paired, progress, scores, stage
 from lib.errors import UserError
 
 
@@ -130,6 +130,7 @@ def _table(base: dict, runs: Mapping[str, Mapping[int, dict]], language: str) ->
     evaluations = [base] + [
         {**run, "results": {**run["results"], "checkpoint": f"{name}-{seed}"}} for name, seed, run in named
     ]
+    evaluations = [each | {"items": paired.read(Path(each["folder"]))} for each in evaluations]
     table = scores.score_table(evaluations, language)
     cells = {row["checkpoint"]: row["cells"] for row in table["rows"]}
     variants = {}

@@ -4,8 +4,10 @@ r"""Score one checkpoint: bits per byte, fertility, tasks, and answers to read s
         --held_out=data/demo/pack/held_out/documents --out=data/demo/eval/cpt
 
 Reads: a Hugging Face model folder; held-out documents with `language`; task files of lm-evaluation-harness; prompts as
-JSON Lines with `id`, `prompt`, `category`. Writes: manifest.json (the scores), samples/<task>.jsonl (a line an item),
-generations.jsonl (a line a prompt). Scores of checkpoints compare when settings and held-out documents are the same.
+JSON Lines with `id`, `prompt`, `category` and, if the answer should be in another language than the prompt, `language`.
+Writes: manifest.json (the scores), documents.jsonl (bits of each held-out document), samples/<task>.jsonl (a line an item),
+generations.jsonl (a line a prompt, with the answer's flaws). Scores of checkpoints compare when settings and held-out documents
+are the same.
 
 A task's items come from where its file says, or from local files of the same columns, JSON Lines, CSV or Parquet:
 
@@ -63,17 +65,19 @@ def main(
     settings = dict(locals())
     if lost := [str(path) for path in tasks if not path.is_file()]:
         raise UserError(f"{lost[0]}: no such task file; the project's own are in configs/eval/")
-    texts = read_texts(held_out, held_out_documents, max_document_chars, seed)
+    drawn = read_texts(held_out, held_out_documents, max_document_chars, seed)
+    ids = {language: [name for name, _ in found] for language, found in drawn.items()}
+    texts = {language: [text for _, text in found] for language, found in drawn.items()}
     from lib import items
 
     inputs = {"model": model, "held_out": held_out, "prompts": prompts, **items.inputs(data)}
     with stage.output(out, inputs=inputs, settings=settings) as building:
         import torch
 
-        from lib import fertility, generation, harness, metrics, models
+        from lib import fertility, flaws, generation, harness, metrics, models, paired
 
         questions = generation.read_prompts(prompts)[:limit] if prompts is not None else []
-
+        asked_in = [flaws.asked_in(question) for question in questions]
         if window > (longest := models.context_length(model)):
             raise UserError(f"--window={window}: {model} was made for {longest:,} tokens at most")
         loaded = harness.load(tasks, num_fewshot=num_fewshot, seed=seed, data=data)
@@ -82,35 +86,44 @@ def main(
         building.record(checkpoint=out.name, parameters=scored.num_parameters(), vocabulary=len(tokenizer))
 
         sizes = {"window": window, "batch_tokens": batch_tokens}
-        bits = {}
+        bits, each = {}, []
         for language, found in texts.items():
             scores = metrics.bits_per_byte(scored, tokenizer, found, **sizes, title=f"bits per byte, {language}")
             bits[language] = metrics.summarise(scores, seed=seed)
+            names = ids[language]
+            each += [{"language": language, "id": i} | s._asdict() for i, s in zip(names, scores, strict=True)]
+        write_lines(building.folder / paired.DOCUMENTS, each)
         spent = {language: fertility.measure(tokenizer, found) for language, found in texts.items()}
         building.record(bits_per_byte=bits, fertility=spent)
 
         results = {}
         if loaded:
             results, samples = harness.run(scored, tokenizer, loaded, limit=limit, batch_tokens=batch_tokens, seed=seed)
-            (building.folder / "samples").mkdir()
+            (building.folder / paired.SAMPLES).mkdir()
             for name, lines in samples.items():
-                write_lines(building.folder / "samples" / f"{name}.jsonl", lines)
+                write_lines(building.folder / paired.SAMPLES / f"{name}.jsonl", lines)
         building.record(tasks=results)
 
         if questions:
             asked = [question["prompt"] for question in questions]
             answers, speed = generation.complete(scored, tokenizer, asked, max_new_tokens=max_new_tokens)
-            building.record(generation=speed._asdict())
-            lines = [
-                {**question, "completion": answer.text, "tokens": answer.tokens, "finished": answer.finished}
-                for question, answer in zip(questions, answers, strict=True)
+            flags = [
+                flaws.find(answer.text, language, finished=answer.finished)
+                for answer, language in zip(answers, asked_in, strict=True)
             ]
-            write_lines(building.folder / "generations.jsonl", lines)
+            rates = flaws.rates(list(zip(flags, asked_in, strict=True)))
+            building.record(generation=speed._asdict(), flaws=rates)
+            lines = [
+                {**question, "language": language.code}
+                | {"completion": answer.text, "tokens": answer.tokens, "finished": answer.finished, "flags": found}
+                for question, language, answer, found in zip(questions, asked_in, answers, flags, strict=True)
+            ]
+            write_lines(building.folder / paired.GENERATIONS, lines)
     print(table(building.results))
 
 
-def read_texts(held_out: Path, number: int, max_chars: int, seed: int) -> dict[str, list[str]]:
-    """Texts by language, at most `number` of each, drawn from the sorted ids so that file order does not matter.
+def read_texts(held_out: Path, number: int, max_chars: int, seed: int) -> dict[str, list[tuple[str, str]]]:
+    """(id, text) pairs by language, at most `number` of each, drawn from the sorted ids so that file order does not matter.
 
     Raises:
         UserError: there are no documents with text.
@@ -123,8 +136,8 @@ def read_texts(held_out: Path, number: int, max_chars: int, seed: int) -> dict[s
         raise UserError(f"--held_out={held_out}: no documents with text there")
     return {
         language: [
-            shorten(text, max_chars)
-            for _, text in random.Random(seed).sample(sorted(found[language]), min(number, len(found[language])))
+            (name, shorten(text, max_chars))
+            for name, text in random.Random(seed).sample(sorted(found[language]), min(number, len(found[language])))
         ]
         for language in sorted(found)
     }
@@ -148,7 +161,7 @@ def write_lines(path: Path, lines: Iterable[dict]) -> None:
 
 
 def table(results: dict) -> str:
-    """The closing table: a line a language, a line a task, a line for speed."""
+    """The closing table: a line a language, a line a task, a line for speed, a line for flaws."""
     lines = [
         f"{results['checkpoint']}: {results['parameters'] / 1e6:,.1f} M parameters, {results['vocabulary']:,} tokens",
         f"{'language':<14}{'bits per byte':<28}{'tokens/word':>12}{'words whole':>13}{'bytes/token':>13}{'chars/token':>13}{'texts':>8}",
@@ -172,6 +185,10 @@ def table(results: dict) -> str:
         lines.append(
             f"generation    {speed['characters_per_second']:,.0f} characters/s, {speed['tokens_per_second']:,.0f} tokens/s"
         )
+    if rates := results.get("flaws"):
+        items = max(rate["items"] for rate in rates.values())
+        said = ", ".join(f"{flag} {rate['value']:.0%}" for flag, rate in rates.items())
+        lines.append(f"{'flaws':<14}{said} (of {items:,} answers)")
     return "\n".join(lines)
 
 

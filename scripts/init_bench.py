@@ -10,7 +10,7 @@ Writes: init-bench.json, init-bench.svg.
 
 from pathlib import Path
 
-from lib import cli, comparison, documents, metrics, models, plots, progress, stage
+from lib import cli, comparison, documents, metrics, models, paired, plots, progress, stage
 from lib.errors import UserError
 
 MOMENTS = ("init", "cpt")
@@ -64,7 +64,8 @@ def main(
             "runs": {
                 name: {
                     moment: {
-                        code: metrics.summarise(found) | {"difference": metrics.difference(found, first[moment][code])}
+                        code: metrics.summarise(found)
+                        | {"difference": paired.bits_per_byte(found, first[moment][code])}
                         for code, found in by_language.items()
                     }
                     for moment, by_language in moments.items()

@@ -14,7 +14,7 @@ Writes: report.html (one file, nothing loaded from elsewhere) and MODEL_CARD.md 
 import json
 from pathlib import Path
 
-from lib import cli, documents, page, plots, receipts, scores, stage
+from lib import cli, documents, flaws, page, paired, plots, receipts, scores, stage
 from lib.errors import UserError
 
 REPORT = "report.html"
@@ -37,6 +37,7 @@ def main(
     annotations: Path | None = None,
     reward: Path | None = None,
     ablations: list[Path] = [],  # noqa: B006 (never changed)
+    leaks: Path | None = None,
     samples: int = 3,
     near_duplicates: int = 20,
     prompts: int = 40,
@@ -59,6 +60,7 @@ def main(
         annotations: output of the annotate stage, where there was one.
         reward: folder of the reward model, where there is one.
         ablations: outputs of ablate.py, where there are some.
+        leaks: output of the leaks stage, where there is one.
         samples: removed texts that are shown for each reason.
         near_duplicates: near duplicates that are shown with the paragraphs kept instead.
         prompts: prompts that are shown with their answers, at most.
@@ -81,6 +83,7 @@ def main(
         **({"reward": reward} if reward else {}),
         "instruct": instruct,
         "sft": sft,
+        **({"leaks": leaks} if leaks else {}),
     }
     folders |= {f"eval {path.name}": path for path in evaluations}
     folders |= {f"ablate {path.name}": path for path in ablations}
@@ -97,11 +100,11 @@ def main(
         language = manifests["tokenizer"]["settings"]["language"]
         base = Path(manifests["init"]["inputs"]["base"]["path"]).name
         fertility = json.loads((tokenizer / "fertility.json").read_text(encoding="utf-8"))
-        table = scores.score_table([manifests[f"eval {path.name}"] for path in evaluations], language)
+        scored = [manifests[f"eval {path.name}"] | {"items": paired.read(path)} for path in evaluations]
+        table = scores.score_table(scored, language)
         said = scores.headline(table, fertility["tokenizers"], language, random_model=page.is_random(sources.get(base)))
         answers = {
-            manifests[f"eval {path.name}"]["results"]["checkpoint"]: _lines(path / "generations.jsonl")
-            for path in evaluations
+            manifests[f"eval {path.name}"]["results"]["checkpoint"]: paired.generations(path) for path in evaluations
         }
         stages = [*({"name": f"fetch {name}", "folder": here[name], **sources[name]} for name in here)]
         stages += [{"name": name, "folder": folders[name], **manifest} for name, manifest in manifests.items()]
@@ -126,12 +129,14 @@ def main(
         context |= {
             "settings_of": lambda name: manifests[name]["settings"],
             "made_by": scores.MADE_BY,
+            "compared": scores.compared(table),
+            "meaning_of_flags": flaws.FLAGS,
             "row_rules": page.RULES,
             "systems": receipts.SYSTEMS,
             "tokenizations": page.tokenizations(fertility),
             "example": fertility["example"],
             "ablations": {path.name: page.ablation(results[f"ablate {path.name}"]) for path in ablations},
-            "score_plots": plots.scores(table),
+            "score_plots": plots.scores(table | {"columns": [c for c in table["columns"] if c["group"] != "flaws"]}),
             "fertility_plots": plots.fertility(
                 {scores.name_of(code): spent for code, spent in plots.tokens_per_word(fertility).items()}, base
             ),
@@ -140,12 +145,20 @@ def main(
             **receipts.shown(dedup, filter, manifests, samples, near_duplicates, seed),
             "cpt_plots": plots.training("cpt", _lines(cpt / "metrics.jsonl")),
             "sft_plots": plots.training("sft", _lines(sft / "metrics.jsonl")),
+            "leaks": _leaks(leaks, results, scored),
             "side_by_side": page.side_by_side(answers, prompts),
             "checkpoints": list(answers),
         }
         (building.folder / REPORT).write_text(page.render("report.html.j2", **context), encoding="utf-8")
         building.record(headline=said, scores=table, seconds_of_all_stages=round(context["seconds"], 1))
-    print(f"\n{scores.text_table(table)}\n\nreport: {out / REPORT}")
+    print(f"\n{scores.text_table(table)}\n\n{scores.compared(table)}\nreport: {out / REPORT}")
+
+
+def _leaks(folder: Path | None, results: dict[str, dict], scored: list[dict]) -> list[dict]:
+    if folder is None:
+        return []
+    items = {evaluation["results"]["checkpoint"]: evaluation["items"] for evaluation in scored}
+    return page.leaks(results["leaks"]["tasks"], _lines(folder / "leaks.jsonl"), items)
 
 
 def _lines(path: Path) -> list[dict]:

@@ -71,6 +71,7 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files == {
         "manifest.json",
+        "documents.jsonl",
         "generations.jsonl",
         "samples/minimal_pairs.jsonl",
         "samples/ru_mmlu.jsonl",
@@ -96,7 +97,22 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     assert {name: task["shots"] for name, task in results["tasks"].items()} == {"minimal_pairs": 0, "ru_mmlu": 1}
     answers = [json.loads(line) for line in (out / "generations.jsonl").read_text().splitlines()]
     assert [answer["id"] for answer in answers] == ["q3", "q1"]
-    assert set(answers[0]) == {"id", "category", "prompt", "completion", "tokens", "finished"}
+    assert set(answers[0]) == {"id", "category", "prompt", "language", "completion", "tokens", "finished", "flags"}
+    assert {answer["language"] for answer in answers} == {"ru"}
+    for answer in answers:
+        assert ("unfinished" in answer["flags"]) or answer["finished"]
+    for flag, rate in results["flaws"].items():
+        assert rate["items"] == 2
+        assert rate["value"] == sum(flag in answer["flags"] for answer in answers) / 2
+        assert rate["low"] <= rate["value"] <= rate["high"]
+    each = [json.loads(line) for line in (out / "documents.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in each if line["language"] == "ru"} == {"ru-1", "ru-2", "ru-3"}
+    ours = [line for line in each if line["language"] == "ru"]
+    assert sum(line["bytes"] for line in ours) == score["bytes"]
+    assert sum(line["tokens"] for line in ours) == score["tokens"]
+    assert sum(line["bits"] for line in ours) / score["bytes"] == pytest.approx(score["value"])
+    assert {line["id"]: line["bytes"] for line in ours}["ru-2"] == 2 * len(TEXTS["ru"].encode())
+    assert done.stdout.splitlines()[-1].startswith("flaws         empty ")
     items = [json.loads(line) for line in (out / "samples/ru_mmlu.jsonl").read_text().splitlines()]
     assert len(items) == 2
     for item in items:
@@ -153,7 +169,9 @@ def test_documents_are_drawn_whatever_their_order(tmp_path):
     assert len(set(drawn["ru"])) == 4
     assert script.read_texts(tmp_path / "b", 4, 100, 0) == drawn
     assert script.read_texts(tmp_path / "a", 4, 100, 1) != drawn
-    assert script.read_texts(tmp_path / "a", 99, 5, 0) == {"ru": ["текст"] * 9}
+    assert all(text == f"текст {name}" for name, text in drawn["ru"])
+    cut = script.read_texts(tmp_path / "a", 99, 5, 0)["ru"]
+    assert sorted(cut) == [(str(number), "текст") for number in range(9)]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lib import documents, page, plots, receipts, rules, scores, targets
+from lib import documents, flaws, page, plots, receipts, rules, scores, targets
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "report.py"
 NASTY = "<script>alert('x')</script> & <b>жирно</b>"
@@ -295,6 +295,83 @@ def make_run(tmp_path):
 
     call.data = data
     return call
+
+
+def with_details(run):
+    """The same run with evaluations as eval.py writes them: text by text, item by item, with flags."""
+    said = {
+        "base": "Сначала смешайте the творог with сахаром и добавьте cоль, затем 2 яйца, и перемешайте до",
+        "sft": "Смешайте творог с яйцом и сахаром, добавьте муку и обжарьте сырники на слабом огне с двух сторон.",
+    }
+    flags = {"base": ["english_words", "mixed_script", "unfinished"], "sft": []}
+    for name, bits, right in (("base", 20.0, 12), ("sft", 15.0, 20)):
+        folder = run.data / "eval" / name
+        content = json.loads((folder / "manifest.json").read_text())
+        # Separate intervals overlap, so that only pairs can tell.
+        content["results"]["bits_per_byte"]["ru"] |= {"low": 1.0, "high": 3.0}
+        content["results"]["tasks"]["quiz"] |= {"low": 0.2, "high": 0.6}
+        flawed = len(flags[name]) and 1.0
+        rates = {flag: interval(flawed if flag in flags["base"] else 0.0, 0.0, 1.0, items=8) for flag in flaws.FLAGS}
+        content["results"]["flaws"] = rates
+        answers = [
+            {"id": f"p{n}", "category": "recipes", "prompt": f"Как приготовить сырники, вариант {n}?", "language": "ru"}
+            | {"completion": said[name], "tokens": 48, "finished": name == "sft", "flags": flags[name]}
+            for n in range(8)
+        ]  # fmt: skip
+        documents_ = [{"language": "ru", "id": f"d{n}", "bits": bits + n, "bytes": 10, "tokens": 3} for n in range(8)]
+        write(folder, content, generations=answers, documents=documents_)
+        (folder / "samples").mkdir()
+        leaked = {"task": "quiz", "id": "0", "words": "а б в г д", "document": "d1", "source": "pages"}
+        counted = {"documents": 700, "tasks": {"quiz": {"items": 40, "too_short": 2, "found": 1}}}
+        write(run.data / "leaks", manifest(counted, settings={"ngram": 8}), leaks=[leaked])
+        items = [{"id": str(n), "prediction": 0, "target": 0, "correct": n < right} for n in range(40)]
+        (folder / "samples" / "quiz.jsonl").write_text("".join(json.dumps(line) + "\n" for line in items))
+
+
+def test_pairs_decide_and_flaws_are_shown(run):
+    with_details(run)
+    done = run(f"--leaks={run.data / 'leaks'}")
+    assert done.returncode == 0, done.stderr
+    assert "8 comparisons with the base, all paired; no correction for their number" in done.stdout
+    text = (run.data / "report" / "report.html").read_text(encoding="utf-8")
+    tags = Tags()
+    tags.feed(text)
+    assert tags.open == []
+    recorded = json.loads((run.data / "report" / "manifest.json").read_text())["results"]
+    cells = recorded["scores"]["rows"][1]["cells"]
+    verdicts = {key: cell["against_base"] for key, cell in cells.items() if cell and "against_base" in cell}
+    assert verdicts == {
+        "bits_per_byte.ru": "better",
+        "tasks.quiz": "better",
+        "flaws.empty": "overlaps",
+        "flaws.wrong_language": "overlaps",
+        "flaws.english_words": "better",
+        "flaws.mixed_script": "better",
+        "flaws.repetition": "overlaps",
+        "flaws.unfinished": "better",
+    }
+    assert "text by text the difference is from -0.500 to -0.500" in recorded["headline"][1]
+    assert "8 comparisons with the base, all paired" in text
+    assert text.count('title="English words in the prose">english words</span>') == 8
+    assert '<td class="n"><span class="better ">▲ 0.0%</span>' in text
+    assert "sft · 97 characters</h4>" in text
+    assert "base · 84 characters, cut after 48 tokens</h4>" in text
+    assert "<small>8 answers</small>" in text
+    assert "Of 700 documents of continued pre-training" in text
+    assert '<td class="n">48.7%<small>33.9% – 63.8%</small><small>all: 50.0%</small></td>' in text  # 19 of 39, 20 of 40
+    card = (run.data / "report" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "english words" not in card  # the tuned model has none of them
+
+
+def test_the_card_tells_the_flaws_of_the_tuned_model(run):
+    with_details(run)
+    path = run.data / "eval" / "sft" / "manifest.json"
+    content = json.loads(path.read_text())
+    content["results"]["flaws"]["repetition"]["value"] = 0.125
+    path.write_text(json.dumps(content))
+    assert run().returncode == 0
+    card = (run.data / "report" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Flaws that a rule can see in its 8 answers: repetition 12.5%." in card
 
 
 class Tags(html.parser.HTMLParser):

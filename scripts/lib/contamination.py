@@ -42,23 +42,36 @@ class Index:
             self.too_short[task] += not runs
             for run in runs:
                 owners[task][run].add(number)
-        self.runs = {
-            run: (task, min(numbers))
-            for task, found in owners.items()
-            for run, numbers in found.items()
-            if len(numbers) <= SHARED
-        }
+        self.runs: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
+        for task, found in owners.items():
+            for run, numbers in found.items():
+                if len(numbers) <= SHARED:
+                    self.runs[run] += [(task, number) for number in sorted(numbers)]
         self.lengths = sorted({len(run) for run in self.runs})
+        # Almost no place in a text begins like an item, so that one look there is enough.
+        self.beginnings = {run[:SHORTEST] for run in self.runs}
 
     def find(self, text: str) -> Found | None:
         """The first item whose words a text has."""
-        words = languages.words(text)
-        for length in self.lengths:
-            for begin in range(len(words) - length + 1):
-                run = tuple(words[begin : begin + length])
-                if run in self.runs:
-                    return Found(*self.runs[run], " ".join(run))
+        for run in self._runs_in(text):
+            return Found(*self.runs[run][0], " ".join(run))
         return None
+
+    def find_all(self, text: str) -> dict[tuple[str, int], str]:
+        """By (task, number) of each item that a text has words of, the first of these."""
+        found: dict[tuple[str, int], str] = {}
+        for run in self._runs_in(text):
+            for item in self.runs[run]:
+                found.setdefault(item, " ".join(run))
+        return found
+
+    def _runs_in(self, text: str) -> Iterator[tuple[str, ...]]:
+        words = languages.words(text)
+        for begin in range(len(words) - SHORTEST + 1):
+            if tuple(words[begin : begin + SHORTEST]) in self.beginnings:
+                for length in self.lengths:
+                    if (run := tuple(words[begin : begin + length])) in self.runs:
+                        yield run
 
     def _of_item(self, text: str) -> Iterator[tuple[str, ...]]:
         words = languages.words(text)

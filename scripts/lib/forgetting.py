@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.axes import Axes
 
-from lib import metrics, plots
+from lib import metrics, paired, plots
 
 GENERAL = "general"
 MARKERS = "osD^vP"  # of modes
@@ -44,9 +44,9 @@ def figures(base: Measured, runs: Mapping[str, Measured]) -> dict[str, dict]:
         row = table["runs"][name] = _figures(run)
         plain = without(name)
         for kind, found in row["bits_per_byte"].items():
-            found["from_base"] = metrics.difference(run.scores[kind], base.scores[kind])
+            found["from_base"] = paired.bits_per_byte(run.scores[kind], base.scores[kind])
             if plain in runs and plain != name:
-                found["from_none"] = metrics.difference(run.scores[kind], runs[plain].scores[kind])
+                found["from_none"] = paired.bits_per_byte(run.scores[kind], runs[plain].scores[kind])
         row["fewer_tokens"] = {
             kind: found["tokens"] / row["bits_per_byte"][kind]["tokens"]
             for kind, found in table["base"]["bits_per_byte"].items()

@@ -31,17 +31,18 @@ class Speed(NamedTuple):
 
 
 def read_prompts(path: Path) -> list[dict[str, str]]:
-    """Prompts of a JSON Lines file with their id and category.
+    """Prompts of a JSON Lines file with their id and category, and the `language` of the answer where a line says it.
 
     Raises:
         UserError: a line lacks one of the fields.
     """
     prompts = []
     for number, line in documents.read_json_lines(path):
-        lacking = [field for field in FIELDS if not isinstance(line.get(field), str)]
+        fields = (*FIELDS, "language") if "language" in line else FIELDS
+        lacking = [field for field in fields if not isinstance(line.get(field), str)]
         if lacking:
             raise UserError(f"{path}:{number}: no text field '{lacking[0]}'")
-        prompts.append({field: line[field] for field in FIELDS})
+        prompts.append({field: line[field] for field in fields})
     return prompts
 
 

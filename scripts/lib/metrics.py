@@ -158,17 +158,6 @@ def summarise(scores: Sequence[Score], *, seed: int = 0, resamples: int = 1000) 
     }
 
 
-def difference(
-    scores: Sequence[Score], others: Sequence[Score], *, seed: int = 0, resamples: int = 1000
-) -> dict[str, float]:
-    """Bits per byte of `scores` less that of `others` on the same documents, with its 95% paired bootstrap interval."""
-    size = np.array([score.bytes for score in scores], dtype=float)
-    gap = np.array([one.bits - other.bits for one, other in zip(scores, others, strict=True)])
-    draws = np.random.default_rng(seed).multinomial(len(gap), np.full(len(gap), 1 / len(gap)), size=resamples)
-    low, high = np.percentile((draws @ gap) / (draws @ size), [2.5, 97.5])
-    return {"value": gap.sum() / size.sum(), "low": float(low), "high": float(high)}
-
-
 def accuracy(correct: Sequence[bool], chances: Sequence[float]) -> dict[str, float | int | str]:
     """The share of right answers with its interval; `chances` are a guess's odds item by item."""
     chance = sum(chances) / len(chances)

@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import yaml
 
-from lib import receipts, scores
+from lib import paired, receipts, scores
 
 FOLDER = Path(__file__).parent
 RULES = {
@@ -201,6 +201,11 @@ def limits(results: Mapping[str, Mapping], table: Mapping) -> list[str]:
     if tasks:
         smallest = min(column["items"] for column in tasks)
         found.append(f"The smallest task has {smallest:,} items: read the intervals, not the last digit.")
+    flawed = [column for column in table["columns"] if column["group"] == "flaws"]
+    answered = next((row["cells"] for row in table["rows"] if row["checkpoint"] == "sft"), {})
+    if rates := [(column, cell) for column in flawed if (cell := answered.get(column["key"])) and cell["value"]]:
+        told = ", ".join(f"{column['title']} {scores.spell(cell['value'], 'percent')}" for column, cell in rates)
+        found.append(f"Flaws that a rule can see in its {flawed[0]['answers']:,} answers: {told}.")
     if results["filter"]["labels"] == "weak":
         found.append("The training text was filtered by a model that had learnt from weak labels, not from readers.")
     return found
@@ -211,7 +216,7 @@ def fence(text: str) -> str:
     return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int) -> list[dict]:
+def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int | None = None) -> list[dict]:
     """Prompts with the checkpoints' answers beside each other, in the order of the first checkpoint's file."""
     prompts: dict[str, dict] = {}
     for checkpoint, lines in generations.items():
@@ -221,6 +226,30 @@ def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int) -> li
             )
             prompt["answers"][checkpoint] = line
     return list(prompts.values())[:limit]
+
+
+def leaks(
+    counts: Mapping[str, Mapping[str, int]], found: Sequence[Mapping], items: Mapping[str, paired.Details]
+) -> list[dict]:
+    """A row for each task with items in the training text: how many, and by checkpoint the accuracy with and without them.
+
+    Args:
+        counts: `tasks` of the leaks stage.
+        found: its lines.
+        items: of `paired.read`, by checkpoint.
+    """
+    rows = []
+    for task, counted in counts.items():
+        leaked = {line["id"] for line in found if line["task"] == task}
+        accuracies = {}
+        for checkpoint, details in items.items():
+            scored = details.tasks.get(task, [])
+            left = [item.correct for item in scored if item.id not in leaked]
+            if scored and left:
+                both = {"all": paired.share_of([item.correct for item in scored]), "without": paired.share_of(left)}
+                accuracies[checkpoint] = both
+        rows.append({"task": task, **counted, "accuracies": accuracies})
+    return rows
 
 
 def render(template: str, **context: object) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from lib import languages
+from lib import flaws, languages, paired
 from lib.errors import UserError
 
 MADE_BY = {
@@ -14,27 +14,40 @@ MADE_BY = {
 }
 
 
-def score_table(evaluations: Sequence[Mapping], language: str) -> dict:
+def score_table(evaluations: Sequence[Mapping], language: str, base: str = "base") -> dict:
     """The scores as data: columns, those of the target language first, and a row per checkpoint with one cell per column (None where it was not measured).
 
-    A cell has `value`, with `low` and `high` where there is an interval, and then `against_base`: 'better' or 'worse' if
-    the interval lies wholly beside the base's, else 'overlaps'. `like_guessing`: the interval holds the chance level.
+    A cell has `value`, with `low` and `high` where there is an interval, and then `against_base`: 'better', 'worse' or, where it
+    may be chance, 'overlaps'. Where both evaluations have `items` (of `paired.read`) and these are the same, it goes by the paired
+    `difference` from the base, which the cell then has too; else by whether the two intervals are apart. `like_guessing`: the
+    interval holds the chance level.
     """
     results = [evaluation["results"] for evaluation in evaluations]
     columns = _columns(results, language)
-    base = next((result for result in results if result["checkpoint"] == "base"), None)
+    before = next((each for each in evaluations if each["results"]["checkpoint"] == base), None)
     rows = []
-    for result in results:
-        cells = {column["key"]: _cell(result, column, base) for column in columns}
-        rows.append({"checkpoint": result["checkpoint"], "cells": cells})
+    for evaluation in evaluations:
+        cells = {column["key"]: _cell(evaluation, column, before) for column in columns}
+        rows.append({"checkpoint": evaluation["results"]["checkpoint"], "cells": cells})
     return {"columns": columns, "rows": rows}
 
 
 def text_table(table: Mapping) -> str:
-    """The score table for a terminal: text and speed, then tasks, aligned."""
-    tasks = [column for column in table["columns"] if column["group"] == "tasks"]
-    others = [column for column in table["columns"] if column["group"] != "tasks"]
-    return "\n\n".join(_aligned(columns, table["rows"]) for columns in (others, tasks) if columns)
+    """The score table for a terminal: text and speed, then tasks, then flaws of answers, aligned."""
+    tasks, flawed = ([column for column in table["columns"] if column["group"] == name] for name in ("tasks", "flaws"))
+    others = [column for column in table["columns"] if column["group"] not in ("tasks", "flaws")]
+    return "\n\n".join(_aligned(columns, table["rows"]) for columns in (others, tasks, flawed) if columns)
+
+
+def compared(table: Mapping) -> str:
+    """How many of the table's cells are compared with the base, how, and that nothing is corrected for their number; '' for none."""
+    cells = [cell for row in table["rows"] for cell in row["cells"].values() if cell and "against_base" in cell]
+    if not cells:
+        return ""
+    alike = sum("difference" in cell for cell in cells)
+    how = "all paired" if alike == len(cells) else f"{alike} of them paired" if alike else "none of them paired"
+    told = f"{len(cells)} comparison{'s' if len(cells) > 1 else ''} with the base, {how}"
+    return f"{told}; no correction for their number: where nothing differs, about one in twenty is marked all the same."
 
 
 def plain(cell: Mapping | None, column: Mapping) -> str:
@@ -84,7 +97,7 @@ def headline(table: Mapping, fertility: Mapping, language: str, *, random_model:
     trained = "cpt" if "cpt" in rows else next(name for name in reversed(rows) if name != "base")
     columns = [column for column in table["columns"] if column["group"] == "bits_per_byte"]
     parts = [
-        _difference(rows[trained][column["key"]], rows["base"][column["key"]], name_of(column["language"]))
+        _told(rows[trained][column["key"]], rows["base"][column["key"]], name_of(column["language"]))
         for column in columns
         if rows[trained][column["key"]] and rows["base"][column["key"]]
     ]
@@ -126,19 +139,27 @@ def _columns(results: Sequence[Mapping], language: str) -> list[dict]:
         found = [result["tasks"][task] for result in results if task in (result.get("tasks") or {})]
         more = {name: found[0][name] for name in ("chance", "items", "shots") if name in found[0]}
         columns.append({"title": task, "group": "tasks", "task": task, "better": "higher", "style": "percent"} | more)
+    for flag in named("flaws"):
+        items = next(result["flaws"][flag]["items"] for result in results if flag in (result.get("flaws") or {}))
+        title = {"title": flag.replace("_", " "), "flag": flag, "answers": items}
+        columns.append({"group": "flaws", "better": "lower", "style": "percent"} | title)
     if any(result.get("generation") for result in results):
         columns.append({"title": "characters/s", "group": "generation", "better": "higher", "style": "whole"})
     columns.append({"title": "vocabulary", "group": "vocabulary", "better": None, "style": "whole"})
     columns.append({"title": "parameters, M", "group": "parameters", "better": None, "style": "millions"})
     for column in columns:
-        column["key"] = ".".join(filter(None, [column["group"], column.get("language"), column.get("task")]))
+        column["key"] = ".".join(filter(None, [column["group"], _name(column)]))
     return columns
+
+
+def _name(column: Mapping) -> str | None:
+    return column.get("language") or column.get("task") or column.get("flag")
 
 
 def _measured(result: Mapping, column: Mapping) -> dict | None:
     part = result.get(column["group"]) or {}
-    if column["group"] in ("bits_per_byte", "tasks"):
-        found = part.get(column.get("language") or column.get("task"))
+    if column["group"] in ("bits_per_byte", "tasks", "flaws"):
+        found = part.get(_name(column))
         return found and {name: found[name] for name in ("value", "low", "high")}
     if column["group"] == "fertility":
         found = part.get(column["language"])
@@ -148,25 +169,54 @@ def _measured(result: Mapping, column: Mapping) -> dict | None:
     return {"value": result[column["group"]]} if column["group"] in result else None
 
 
-def _cell(result: Mapping, column: Mapping, base: Mapping | None) -> dict | None:
-    cell = _measured(result, column)
+def _cell(evaluation: Mapping, column: Mapping, base: Mapping | None) -> dict | None:
+    cell = _measured(evaluation["results"], column)
     if not cell or "low" not in cell:
         return cell or None
     if "chance" in column:
         cell["like_guessing"] = cell["low"] <= column["chance"] <= cell["high"]
-    if base is not None and base is not result and (before := _measured(base, column)):
-        cell["against_base"] = against(cell, before, column["better"])
+    if base is not None and base is not evaluation and (before := _measured(base["results"], column)):
+        details = evaluation.get("items"), base.get("items")
+        if None not in details and (found := difference(*details, column)):
+            cell |= {"difference": found, "against_base": paired.verdict(found, column["better"])}
+        else:
+            cell["against_base"] = against(cell, before, column["better"])
     return cell
 
 
-def _difference(cell: Mapping, base: Mapping, language: str) -> str:
+def difference(items: paired.Details, base: paired.Details, column: Mapping) -> dict | None:
+    """The paired difference of a column from the base; None where they have no details or those of other texts or items."""
+    if column["group"] == "bits_per_byte":
+        ours, others = (each.documents.get(column["language"], []) for each in (items, base))
+        return paired.bits_per_byte(ours, others) if paired.same(ours, others) else None
+    if column["group"] == "tasks":
+        ours, others = (each.tasks.get(column["task"], []) for each in (items, base))
+        if not paired.same(ours, others):
+            return None
+        return paired.share([item.correct for item in ours], [item.correct for item in others])
+    if not paired.same(items.answers, base.answers):
+        return None
+    flag = column["flag"]
+    ours, others = (
+        [flag in each.flags for each in found.answers if flaws.applies(flag, languages.load(each.language))]
+        for found in (items, base)
+    )
+    return paired.share(ours, others) if ours else None
+
+
+def _told(cell: Mapping, base: Mapping, language: str) -> str:
     change = cell["value"] / base["value"] - 1
     said = f"{abs(change):.1%} {'better' if change < 0 else 'worse'}"
-    verdict = {
-        "overlaps": f"{said}, but the 95% intervals overlap: not shown to differ",
-        "better": f"{said}, beyond both 95% intervals",
-        "worse": f"{said}, beyond both 95% intervals",
-    }[cell["against_base"]]
+    if found := cell.get("difference"):
+        interval = f"from {found['low']:+.3f} to {found['high']:+.3f}"
+        unclear = f"{said}, but the 95% interval of the difference, text by text, is {interval}: not shown to differ"
+        clear = f"{said}; text by text the difference is {interval}, with 95% confidence"
+    else:
+        unclear, clear = (
+            f"{said}, but the 95% intervals overlap: not shown to differ",
+            f"{said}, beyond both 95% intervals",
+        )
+    verdict = unclear if cell["against_base"] == "overlaps" else clear
     return f"{cell['value']:.3f} bits per byte of held-out {language} text against the base's {base['value']:.3f} ({verdict})"
 
 
