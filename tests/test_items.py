@@ -150,8 +150,8 @@ def test_accuracy_by_bytes_by_hand():
     logged = {"doc_id": 0, "doc": {}, "target": 1, "acc": 0.0, "filtered_resps": [(-4.0, False), (-6.0, False)]}
     record = harness._record(logged, ["да", "дадада"])  # -4 / 4 bytes, -6 / 12 bytes
     assert (record["prediction"], record["prediction_bytes"]) == (0, 1)
-    record = harness._record(logged, ["abcd", "дд"])  # as many bytes, not as many characters
-    assert (record["prediction"], record["prediction_bytes"]) == (0, 0)
+    record = harness._record(logged, ["abcd", "дддд"])  # as many characters, but 4 and 8 bytes
+    assert (record["prediction"], record["prediction_bytes"]) == (0, 1)
 
 
 def test_both_accuracies_are_those_of_the_items(tmp_path):

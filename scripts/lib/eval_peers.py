@@ -61,8 +61,10 @@ def chosen(work: Work) -> dict[str, ConfigurableTask]:
     tasks = harness.load(work.tasks, num_fewshot=work.num_fewshot, seed=work.seed, data=work.data)
     for task in tasks.values():
         split = task.config.test_split or task.config.validation_split
-        drawn = task.dataset[split].select(harness.draw(len(task.eval_docs), work.items, work.seed))
-        task.dataset[split] = drawn.sort("subject") if _by_subject(task) else drawn
+        drawn = harness.draw(len(task.eval_docs), work.items, work.seed)
+        if _by_subject(task):
+            drawn.sort(key=task.dataset[split]["subject"].__getitem__)
+        task.dataset[split] = task.dataset[split].select(drawn)
     return tasks
 
 
@@ -85,7 +87,9 @@ def own_tasks(task: ConfigurableTask, folder: Path, work: Work) -> list[Configur
     for subject, file in files.items():
         name = file.stem
         for split, rows in task.dataset.items():
-            of_subject = rows.filter(lambda row, subject=subject: subject in (None, row["subject"]))
+            of_subject = (
+                rows if subject is None else rows.filter(lambda row, subject=subject: row["subject"] == subject)
+            )
             data[f"{name}.{split}"] = folder / name / f"{split}.parquet"
             data[f"{name}.{split}"].parent.mkdir(parents=True, exist_ok=True)
             of_subject.to_parquet(data[f"{name}.{split}"])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-LONGEST = 512  # tokens of a row of several sequences
+LONGEST = 1024  # tokens of a row of several sequences
 SHARED = 0.25  # of a sequence has to be in the row already
 
 
