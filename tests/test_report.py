@@ -336,7 +336,7 @@ def test_pairs_decide_and_flaws_are_shown(run):
     assert text.count('title="English words in the prose">english words</span>') == 8
     assert '<td class="n"><span class="better ">▲ 0.0%</span>' in text
     assert "sft · 97 characters</h4>" in text
-    assert "base · 84 characters, cut after 48 tokens</h4>" in text
+    assert "base · 88 characters, cut after 48 tokens</h4>" in text
     assert "<small>8 answers</small>" in text
     assert "Of 700 documents of continued pre-training" in text
     assert '<td class="n">48.7%<small>33.9% – 63.8%</small><small>all: 50.0%</small></td>' in text  # 19 of 39, 20 of 40
