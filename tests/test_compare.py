@@ -87,6 +87,8 @@ def test_two_evaluations_side_by_side(tmp_path):
     assert text.count("Ответ 19 от") == 2
     assert text.count(">english words</span>") == 3
     assert "▲ better" in text
+    assert '<span class="better">▲ 85.0%</span>' in text
+    assert '<span class="">10.0%</span>' in text
     assert "7777" not in text
     recorded = json.loads((tmp_path / "out/manifest.json").read_text())["results"]["rows"]
     assert {row["title"]: row["verdict"] for row in recorded}["quiz"] == "better"

@@ -72,9 +72,7 @@ def test_mixed_script_goes_by_the_language_asked():
     assert flaws.mixed_words("The tаble is old.", EN) == ["tаble"]  # with a Cyrillic letter
 
 
-UKRAINIAN = (
-    "У контексті цього питання це може означати компанію, яка спеціалізується на розробці та продажу ігор для консолей."
-)
+UKRAINIAN = "У контексті цього питання це може означати компанію, яка спеціалізується на розробці та продажу ігор для консолей та інших пристроїв."
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_pairs_decide_and_flaws_are_shown(run):
     assert "sft · 97 characters</h4>" in text
     assert "base · 88 characters, cut after 48 tokens</h4>" in text
     assert "<small>8 answers</small>" in text
-    assert "Of 700 documents of continued pre-training" in text
+    assert "occurs in the 700 documents of continued pre-training" in text
     assert '<td class="n">48.7%<small>33.9% – 63.8%</small><small>all: 50.0%</small></td>' in text  # 19 of 39, 20 of 40
     card = (run.data / "report" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "english words" not in card  # the tuned model has none of them

@@ -4,7 +4,7 @@ Each flag is a rule of thumb, the same for every model, so that rates of checkpo
 What depends on the language comes from its file (lib/languages.py). The flags, and what each passes over:
 
 - `empty`: no text. The other flags have nothing to look at then.
-- `wrong_language`: too few letters of the asked language's script, or, in a longer answer, another language of that script;
+- `wrong_language`: too few letters of the asked language's script (names in Latin letters aside), or, in a longer answer, another language of that script;
   a short answer of Latin words alone too, if they are no names.
 - `english_words`: lower-case Latin words, or Latin function words, in prose of a language with another script. Not counted:
   what is code or looks like it (addresses, file names, digits inside, camelCase), names and acronyms (capitals; small words
@@ -23,7 +23,7 @@ import functools
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from lib import languages, paired, rules
 from lib.languages import Language
@@ -38,7 +38,7 @@ FLAGS = {
 }
 # From which on letters tell a script and a language: guesses, on the safe side of what names and formulas make of short answers.
 TOLD_LETTERS, IDENTIFIED_LETTERS = 20, 100
-MIN_SCRIPT_SHARE = 0.5  # terms and names in Latin letters are good Russian; more of them than of Cyrillic ones are not
+MIN_SCRIPT_SHARE = 0.5  # below it, most of what is no name is in other letters
 MIN_PROBABILITY = 0.1  # as for instructions: py3langid gives Russian texts nearly 1, other languages nearly 0
 # The demo's limits for documents, which pass 997 good ones of 1,000.
 REPETITION = {"repetition": 0.4, "repeated_phrase": 0.2, "repeated_lines": 0.3}
@@ -141,13 +141,19 @@ def has_script(text: str, language: Language) -> bool:
 
 def is_wrong_language(said: str, language: Language) -> bool:
     """Whether prose is in another language, by its script or, if it is long enough, by its words."""
-    if not has_script(said, language) and english_words(said, language):
+    english = english_words(said, language)
+    if english and not has_script(said, language):
         return True
     said = _own_words(said, language)
-    letters = sum(map(len, _LETTERS.findall(said)))
-    if letters >= TOLD_LETTERS and languages.script_share(said, language.script) < MIN_SCRIPT_SHARE:
+    letters = "".join(_LETTERS.findall(said))
+    ours = sum(languages.in_script(letter, language.script) for letter in letters)
+    # Latin names are no other language: of Latin letters those of English words count.
+    known = {language.script, "Latin"}
+    others = sum(not any(languages.in_script(letter, script) for script in known) for letter in letters)
+    others += sum(map(len, english))
+    if ours + others >= TOLD_LETTERS and ours < MIN_SCRIPT_SHARE * (ours + others):
         return True
-    return letters >= IDENTIFIED_LETTERS and languages.probability(said, language.code) < MIN_PROBABILITY
+    return len(letters) >= IDENTIFIED_LETTERS and languages.probability(said, language.code) < MIN_PROBABILITY
 
 
 def english_words(said: str, language: Language) -> list[str]:
@@ -218,7 +224,7 @@ def _unless_mention(match: re.Match[str], language: Language, origin: int) -> st
     return " ; " if own <= origin and len(words) - own <= MENTION else match.group()
 
 
-def _latin_runs(text: str) -> Iterable[list[str]]:
+def _latin_runs(text: str) -> Iterator[list[str]]:
     """Latin words that follow each other with nothing but a space or a comma between."""
     run: list[str] = []
     for token in text.split():
