@@ -27,6 +27,9 @@ def found(text, language=RU, finished=True):
             ["will", "go", "home", "right", "now", "my", "friend"],
         ),
         ("Это очень important вопрос.", ["important"]),
+        ("Он сказал: «Мне нужен new телефон» и ушёл.", ["new"]),  # said in the language, no title
+        ("Кот (он был очень very стар) спал.", ["very"]),
+        ("The iPhone is дорог.", ["is"]),
         ("Python is a язык.", ["is"]),
         ("Сериал Game of Thrones хорош.", []),  # a small word inside a name
         ("The Beatles записали альбом в Abbey Road.", []),

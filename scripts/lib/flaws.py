@@ -20,7 +20,6 @@ What depends on the language comes from its file (lib/languages.py). The flags, 
 """
 
 import functools
-import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +68,6 @@ _BRACKETED = re.compile(r"(?<!\S)\(([^()\n]*)\)")
 _LETTERS = re.compile(r"[^\W\d_]+")
 _PLAIN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")  # a word as prose has it
 _BESIDE = ".,;:!?…()[]«»„“”\"'*—–-"  # what may stand beside a word
-_SIGNS = frozenset("/\\@#=<>(){}[]$%&_0123456789")  # in a token with Latin letters these make it code
 _STRETCHED = re.compile(r"([^\W\d_]{1,8}?)\1{7,}")
 _SENTENCE_END = tuple(".!?…。！？؟।։;")
 _NO_SENTENCE = ("```", "|", "$", "\\]", "\\)")
@@ -162,7 +160,7 @@ def english_words(said: str, language: Language) -> list[str]:
         return []
     found = []
     for run in _latin_runs(_own_words(said, language)):
-        named = [word[0].isupper() and word.lower() not in FUNCTION_WORDS for word in run]
+        named = [not word.islower() and word.lower() not in FUNCTION_WORDS for word in run]
         for place, word in enumerate(run):
             inside = any(named[:place]) and any(named[place + 1 :])
             if word.lower() in FUNCTION_WORDS:
@@ -211,10 +209,9 @@ def _language(code: str) -> Language:
 
 
 def _own_words(said: str, language: Language) -> str:
-    """Prose without mentions in quotation marks and brackets, and without addresses, file names and identifiers."""
+    """Prose without mentions in quotation marks and brackets."""
     said = _QUOTED.sub(lambda match: _unless_mention(match, language, 0), said)
-    said = _BRACKETED.sub(lambda match: _unless_mention(match, language, ORIGIN), said)
-    return " ".join(";" if _is_code(token.strip(_BESIDE)) else token for token in said.split())
+    return _BRACKETED.sub(lambda match: _unless_mention(match, language, ORIGIN), said)
 
 
 def _unless_mention(match: re.Match[str], language: Language, origin: int) -> str:
@@ -239,15 +236,6 @@ def _latin_runs(text: str) -> Iterator[list[str]]:
             run = []
     if run:
         yield run
-
-
-def _is_code(word: str) -> bool:
-    """Whether a token with Latin letters is an address, a file, an expression, or written in camelCase as names may be."""
-    if not any(letter.isascii() and letter.isalpha() for letter in word):
-        return False
-    pairs = list(itertools.pairwise(word))
-    joined = any(before == "." and after.isalpha() for before, after in pairs)
-    return joined or not _SIGNS.isdisjoint(word) or any(one.islower() and two.isupper() for one, two in pairs)
 
 
 def _is_acronym_with_ending(word: str, ours: Sequence[bool]) -> bool:
