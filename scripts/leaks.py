@@ -36,7 +36,8 @@ def main(*, evaluation: Path, training: Path, out: Path, ngram: int = contaminat
     with stage.output(out, inputs=inputs, settings=settings) as building:
         from lib import harness
 
-        loaded = harness.load(list(map(Path, asked["tasks"])), num_fewshot=0, seed=asked["seed"])
+        data = {name: Path(path) for name, path in asked.get("data", {}).items()}
+        loaded = harness.load(list(map(Path, asked["tasks"])), num_fewshot=0, seed=asked["seed"], data=data)
         drawn = {
             name: harness.draw(len(task.eval_docs), asked["limit"], asked["seed"]) for name, task in loaded.items()
         }

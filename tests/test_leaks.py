@@ -38,12 +38,15 @@ def test_both_items_that_share_words_are_found():
 
 @pytest.fixture
 def evaluation(tmp_path):
-    """What leaks.py reads of an evaluation of six items."""
+    """What leaks.py reads of an evaluation of six items of a local file: the project's, in another order."""
+    local = tmp_path / "items.jsonl"
+    items = QUESTIONS[::-1]
+    local.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
     folder = tmp_path / "base"
     (folder / "samples").mkdir(parents=True)
-    settings = {"tasks": [TASK], "limit": 6, "seed": 0}
+    settings = {"tasks": [TASK], "limit": 6, "seed": 0, "data": {"ru_mmlu": str(local)}}
     (folder / "manifest.json").write_text(json.dumps({"settings": settings}))
-    drawn = [QUESTIONS[number]["id"] for number in harness.draw(len(QUESTIONS), 6, 0)]
+    drawn = [items[number]["id"] for number in harness.draw(len(QUESTIONS), 6, 0)]
     lines = [{"id": name, "target": 0, "correct": False} for name in drawn]
     (folder / "samples" / "ru_mmlu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder, drawn
