@@ -5,6 +5,6 @@ $(foreach stage,dedup annotate filter tokenizer init pack merge reward instruct 
 KL_VOCABULARY-extend := 98304
 KL_VOCABULARY-replace := 32000
 KL_RUNS := extend-none extend-init extend-first_piece extend-chunk extend-first_piece-replay replace-none replace-init replace-first_piece replace-chunk
-# All rows, at the paper's weight, as cpt.yaml has it; the run with one more word asks about English rows only.
+# Every row, at the paper's weight; the run with one more word asks about English rows only.
 KL_FLAGS := --kl_on=all
 KL_FLAGS-extend-first_piece-replay := --kl_on=replay
