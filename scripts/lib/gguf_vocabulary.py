@@ -8,7 +8,7 @@ known by name only. What llama.cpp can't express is refused.
 
 Three differences are llama.cpp's own and no file can mend them (tests/peers/test_llama_cpp.py proves each): it does not
 compose characters (NFC) before a byte-level encoding; its expressions for "tekken" and "gpt-4o" are approximations that go
-wrong at combining marks; and it takes some spellings, `</s>` among them, for special tokens where they are ordinary ones.
+wrong at combining marks and where capitals inside and outside of ASCII meet; and it takes some spellings, `</s>` among them, for special tokens where they are ordinary ones.
 """
 
 import json

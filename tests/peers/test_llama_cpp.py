@@ -157,7 +157,8 @@ def test_bos_and_eos_are_put_where_the_fast_tokenizer_puts_them(make, tmp_path, 
 
 @pytest.mark.parametrize("name", ["tekken", "gpt4o"])
 def test_exception_combining_marks(make, tmp_path, name):
-    """llama.cpp writes `[\\p{Lu}\\p{M}]*` and the like as lookaheads without \\p{M}; only lines with marks differ by it.
+    """llama.cpp writes `[\\p{Lu}\\p{M}]*` and the like as lookaheads without \\p{M}, and as [^a-z]; only lines with marks differ by it, or
+    with words of capitals inside and outside of ASCII (IHÉS).
 
     That the fast tokenizer is the right one: mistral-common, whose tokenizer this is, agrees with it on each such line.
     """
@@ -167,9 +168,11 @@ def test_exception_combining_marks(make, tmp_path, name):
     texts = texts_for(tokenizer)
     wrong = [texts[place] for place in differing(tmp_path / "v.gguf", tokenizer, texts)]
     assert 0 < len(wrong) < len(texts) / 20
-    assert all(regex.search(r"\p{M}", text) for text in wrong)
+    capitals = regex.compile(r"[A-Z]\p{L}*(?![A-Z])\p{Lu}|(?![A-Z])\p{Lu}\p{L}*[A-Z]")
+    marked = [text for text in wrong if not capitals.search(text)]
+    assert all(regex.search(r"\p{M}", text) for text in marked)
     assert not set(wrong) & set(peer.text_lines())
-    assert differing(tmp_path / "v.gguf", tokenizer, [regex.sub(r"\p{M}", "", text) for text in wrong]) == []
+    assert differing(tmp_path / "v.gguf", tokenizer, [regex.sub(r"\p{M}", "", text) for text in marked]) == []
     if name == "tekken":
         theirs = Tekkenizer.from_file(TEKKEN)
         assert [theirs.encode(text, bos=False, eos=False) for text in wrong] == by_fast(tokenizer, wrong)
