@@ -68,7 +68,7 @@ def main(
     drawn = read_texts(held_out, held_out_documents, max_document_chars, seed)
     ids = {language: [name for name, _ in found] for language, found in drawn.items()}
     texts = {language: [text for _, text in found] for language, found in drawn.items()}
-    from lib import items
+    from lib import items  # takes the datasets library along
 
     inputs = {"model": model, "held_out": held_out, "prompts": prompts, **items.inputs(data)}
     with stage.output(out, inputs=inputs, settings=settings) as building:
