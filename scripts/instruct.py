@@ -28,6 +28,7 @@ def main(
     instructions: list[Path],
     out: Path,
     tasks: list[Path] = [],  # noqa: B006
+    data: dict[str, Path] = {},  # noqa: B006
     reward: Path | None = None,
     target: str = "keep_share=0.8",
     min_probability: float = 0.1,
@@ -46,6 +47,7 @@ def main(
             called like its folder or file.
         out: the folder to write.
         tasks: task files whose items must not occur.
+        data: local files of a task's items by its name, as eval.py has them.
         reward: a reward model's folder; without one nothing is removed by it.
         target: what is kept: keep_share=, of each language's dialogues, or score=, the lowest reward. A dialogue's reward is its
             worst answer's.
@@ -61,9 +63,8 @@ def main(
     settings = dict(locals())
     _check(threshold, shingle_size, ngram, target, weights, [_source(path) for path in instructions])
     named = {"instructions": instructions, "tasks": tasks}
-    inputs = {f"{name}[{n}]": path for name, paths in named.items() for n, path in enumerate(paths)} | {
-        "reward": reward
-    }
+    inputs = {f"{name}[{n}]": path for name, paths in named.items() for n, path in enumerate(paths)}
+    inputs |= {"reward": reward, **_files(data)}
     with stage.output(out, inputs=inputs, settings=settings) as building:
         skipped: Counter[str] = Counter()
         given = [
@@ -76,7 +77,7 @@ def main(
         removed: curation.Removed = {}
         removed |= curation.wrong_language(given, min_probability)
         removed |= curation.repeated(given, curation.left(given, removed), threshold, shingle_size, keep)
-        found, checked = curation.contaminated(given, curation.left(given, removed), tasks, ngram, seed)
+        found, checked = curation.contaminated(given, curation.left(given, removed), tasks, data, ngram, seed)
         removed |= found
         if reward is not None:
             removed |= curation.low_reward(given, curation.left(given, removed), reward, target)
@@ -114,6 +115,14 @@ def _check(
         raise UserError(f"--weights: no source {', '.join(unknown)}; there are: {', '.join(sources)}")
     if wrong := [name for name, weight in weights.items() if weight < 0]:
         raise UserError(f"--weights: {wrong[0]} is below 0")
+
+
+def _files(data: dict[str, Path]) -> dict[str, Path]:
+    if not data:
+        return {}
+    from lib import items  # takes the datasets library along
+
+    return items.inputs(data)
 
 
 def _source(path: Path) -> str:

@@ -95,6 +95,19 @@ def test_words_of_an_evaluation_item(build):
     assert (checked["items"], checked["dialogues"]) == (160, 1)
 
 
+def test_words_of_an_item_of_a_local_file(build, tmp_path):
+    item = lines(ROOT / "data" / "builtin" / "demo" / "ru_mmlu.jsonl")[5]
+    mine = item | {"question": "Кто из птиц моей коллекции громче всех поёт по утрам?"}
+    (tmp_path / "mine.jsonl").write_text(json.dumps(mine, ensure_ascii=False) + "\n", encoding="utf-8")
+    given = [dialogue("1", item["question"], "Не знаю."), dialogue("2", mine["question"], "Соловей.")]
+    kept, removed, results = build(
+        {"a": given}, f"--tasks={TASK}", f"--data={{ru_mmlu: {tmp_path / 'mine.jsonl'}}}", "--ngram=5"
+    )
+    assert [record["id"] for record in kept] == ["1"]
+    assert [record["id"] for record in removed] == ["2"]
+    assert results["contamination"]["ru_mmlu"]["items"] == 1
+
+
 def test_runs_of_words_and_whole_short_texts_but_not_a_tasks_wording():
     items = [
         ("t", n, [f"Ответь на вопрос и выбери один верный вариант из списка: {word}"]) for n, word in enumerate("абвгд")

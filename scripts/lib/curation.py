@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -58,14 +58,19 @@ def repeated(
 
 
 def contaminated(
-    given: Sequence[dict], rows: Sequence[int], tasks: Sequence[Path], ngram: int, seed: int
+    given: Sequence[dict],
+    rows: Sequence[int],
+    tasks: Sequence[Path],
+    data: Mapping[str, Path],
+    ngram: int,
+    seed: int,
 ) -> tuple[Removed, dict[str, dict[str, int]]]:
     """(what has words of an evaluation item, by task: items, those too short to be looked for, dialogues found)."""
     if not tasks:
         return {}, {}
     from lib import harness  # ten seconds
 
-    loaded = harness.load(tasks, num_fewshot=0, seed=seed)
+    loaded = harness.load(tasks, num_fewshot=0, seed=seed, data=data)
     index = contamination.Index(
         (
             (name, number, list(contamination.texts_of(item)))
