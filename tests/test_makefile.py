@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 # Prints, checks, writes, speeds up; no result depends on it.
-PLUMBING = {"cli", "errors", "processor", "progress", "stage"}
+PLUMBING = {"cli", "errors", "processor", "progress", "stage", "storage"}
 PICTURES = {"plots"}  # the tokenizer stage's is read by no other stage: a new colour is not worth training anew
 # What shows a training and keeps it safe; none of it makes another model.
 WATCHING = {"disk", "generation", "journal", "plots", "samples", "trackers", "utilisation"}
