@@ -53,7 +53,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test test-peers lint clean chat serve compare push settings-%
+QUIET_GOALS := help plan test test-peers lint hashes audit sbom clean chat serve compare push settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -260,7 +260,7 @@ push: | $(READY) ## finished stages to TO in object storage, each manifest last;
 include configs/comparisons.mk
 
 ##@ Everything else
-.PHONY: help plan setup test test-peers lint hashes clean
+.PHONY: help plan setup test test-peers lint hashes audit sbom clean
 help: ## this page
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile configs/comparisons.mk
 	@printf '\nVariables (make VARIABLE=value ...)\n'
@@ -277,12 +277,19 @@ test-peers: $(READY_TO_TEST) ## comparisons with mergekit and llama.cpp, in an e
 lint: $(READY_TO_TEST) ## style of the code
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-pinned = grep -hoE '^[A-Za-z0-9_.-]+==[^ ;]+' requirements/{base,bench,deepspeed,dev,distributed,gpu,peers,storage}.txt | grep -v '^torch==' | sort -u
+pinned = grep -hoE '^[A-Za-z0-9_.-]+==[^ ;]+' requirements/{audit,base,bench,deepspeed,dev,distributed,gpu,peers,storage}.txt | grep -v '^torch==' | sort -u
 # From PyPI itself: a mirror may lack files that another machine installs, and no other index has a place in the file.
 hashes: ## requirements/hashes.txt, after a pin has changed (wants uv: pipx install uv)
 	{ echo '# SHA-256 of every file of the pinned packages but torch: `make hashes` (requirements/hashed.py says what for).'; \
 	$(pinned) | uv pip compile --quiet --no-config --no-deps --generate-hashes --no-header --no-annotate --default-index=https://pypi.org/simple --python-version=3.11 -; } > requirements/hashes.txt.new
 	mv requirements/hashes.txt.new requirements/hashes.txt
+# By OSV, which fails where it can't be asked: of packages that PyPI's own service does not tell about, pip-audit says that they are sound.
+audit: ## known vulnerabilities of the pinned packages (asks osv.dev)
+	@$(MAKE) -s PROFILE=test VENV=.venv-audit .venv-audit/.audit
+	for file in base gpu deepspeed distributed storage; do .venv-audit/bin/pip-audit --strict --vulnerability-service=osv $(OSV:%=--osv-url=%) --disable-pip --no-deps --progress-spinner=off --requirement=requirements/$$file.txt; done
+sbom: | $(READY) ## data/sbom.json: all that is installed, with versions and licences (CycloneDX)
+	@$(MAKE) -s PROFILE=test VENV=.venv-audit .venv-audit/.audit
+	.venv-audit/bin/cyclonedx-py environment --output-reproducible --output-file=data/sbom.json $(PY)
 clean: ## remove the profile's outputs (not what was fetched)
 	rm -rf $(D) $(C) $(K)
 
