@@ -135,6 +135,8 @@ def _convert(format: Format, folder: Path, files: str, language: str | None, bui
     else:
         found = sources.matching(folder, files)
         if format in ("model", "tokenizer"):
+            # As from a hub: no pickles and no code.
+            found = [file for file in found if any(file.match(pattern) for pattern in sources.MODEL_FILES)]
             conversion.copy_folder(found, out, needs_model=format == "model")
         elif len(found) > 1:
             raise UserError(f"files: '{files}' matches {len(found)} files, format {format} takes one; name it")

@@ -139,8 +139,9 @@ def _documented(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def script() -> None: ...
 
-    signature = inspect.signature(main)
-    script.__signature__ = signature.replace(parameters=[*signature.parameters.values(), CONFIG])
+    signature, plain = inspect.signature(main), typing.get_type_hints(main)
+    parameters = [p.replace(annotation=plain[name]) for name, p in signature.parameters.items()]
+    script.__signature__ = signature.replace(parameters=[*parameters, CONFIG])
     about = sys.modules[main.__module__].__doc__ or ""
     script.__doc__ = f"{about}\n\n{inspect.getdoc(main)}\n    config: a YAML file of these settings; flags win over it"
     return script

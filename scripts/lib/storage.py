@@ -194,13 +194,14 @@ def push(folder: Path, to: Path) -> Counter[str]:
     check_writable(to)
     there = listing(to)
     missing = [name for name in ours if name not in there or not _same(folder / name, to / name, there[name])]
-    done: Counter[str] = Counter(kept=len(ours) - len(missing))
     if not missing:
-        return done
+        return Counter(kept=len(ours))
+    missing = [*(name for name in missing if name != MANIFEST), MANIFEST]
+    done: Counter[str] = Counter(kept=len(ours) - len(missing))
     replacing = _clear(to, there, ours)
     sizes = {name: (folder / name).stat().st_size for name in ours}
     with progress.bar(total=sum(sizes[name] for name in missing), title="push", unit="B") as bar:
-        for name in [*(name for name in missing if name != MANIFEST), MANIFEST]:
+        for name in missing:
             with talking(to / name, "what has arrived stays there, the same command goes on"):
                 if name == MANIFEST and replacing:
                     to.fs.rm_file((to / REPLACED).path)
