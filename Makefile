@@ -24,6 +24,8 @@ MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge
 MODEL ?= #        the checkpoint that `make chat` and `make serve` take; the profile's sft if not given
 A ?= #            of `make compare`: what B is compared with: a checkpoint that `make eval` has scored (base, init, cpt, sft), or an evaluation's folder
 B ?= #            of `make compare`: another
+TO ?= #           of `make push`: an address (s3://bucket/folder) that gets the finished stages, each under its path here
+PUSH ?= #         of `make push`: stages (cpt sft); all that are finished if not given
 PORT ?= 8000##     that `make serve` listens on, of this machine only
 GPUS ?= 0##        accelerators to train on (of each machine), from the profile if not given; 0 is the CPU
 NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
@@ -51,7 +53,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test test-peers lint clean chat serve compare settings-%
+QUIET_GOALS := help plan test test-peers lint hashes audit sbom clean chat serve compare push settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -247,10 +249,18 @@ compare: | $(READY) ## evaluations A and B side by side: paired differences, fla
 serve: | $(READY) ## MODEL behind an OpenAI-compatible server (transformers serve; for many users `vllm serve` on the same folder)
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_UPDATE_CHECK=1 $(PY) -m transformers.cli.transformers serve $(model) --port $(PORT)
 
+##@ Beyond this machine
+.PHONY: push
+stages := $(patsubst at-%,%,$(filter at-%,$(.VARIABLES)))
+finished = $(patsubst %/manifest.json,%,$(wildcard $(foreach stage,$(or $(strip $(PUSH)),$(sort $(stages))),$(at-$(stage))/manifest.json $(at-$(stage))/*/manifest.json)))
+# Nothing is made for it. Copies are no prerequisites either: Make looks at this machine only.
+push: | $(READY) ## finished stages to TO in object storage, each manifest last; a second time sends what is missing
+	$(if $(strip $(TO)),,$(error say TO=, an address: make push TO=s3://bucket/folder))$(if $(finished),,$(error nothing of PROFILE=$(PROFILE) is finished: $(or $(strip $(PUSH)),make all)))@for folder in $(sort $(finished)); do $(PY) scripts/push.py --folder=$$folder --to=$(TO)/$$folder; done
+
 include configs/comparisons.mk
 
 ##@ Everything else
-.PHONY: help plan setup test test-peers lint clean
+.PHONY: help plan setup test test-peers lint hashes audit sbom clean
 help: ## this page
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile configs/comparisons.mk
 	@printf '\nVariables (make VARIABLE=value ...)\n'
@@ -267,11 +277,26 @@ test-peers: $(READY_TO_TEST) ## comparisons with mergekit and llama.cpp, in an e
 lint: $(READY_TO_TEST) ## style of the code
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+pinned = grep -hoE '^[A-Za-z0-9_.-]+==[^ ;]+' requirements/{audit,base,bench,deepspeed,dev,distributed,gpu,peers,storage}.txt | grep -v '^torch==' | sort -u
+# From PyPI itself: a mirror may lack files that another machine installs, and no other index has a place in the file.
+hashes: ## requirements/hashes.txt, after a pin has changed (wants uv: pipx install uv)
+	{ echo '# SHA-256 of every file of the pinned packages but torch: `make hashes` (requirements/hashed.py says what for).'; \
+	$(pinned) | uv pip compile --quiet --no-config --no-deps --generate-hashes --no-header --no-annotate --default-index=https://pypi.org/simple --python-version=3.11 -; } > requirements/hashes.txt.new
+	mv requirements/hashes.txt.new requirements/hashes.txt
+# By OSV, which fails where it can't be asked: of packages that PyPI's own service does not tell about, pip-audit says that they are sound.
+audit: ## known vulnerabilities of the pinned packages (asks osv.dev)
+	@$(MAKE) -s PROFILE=test VENV=.venv-audit .venv-audit/.audit
+	for file in base gpu deepspeed distributed storage; do .venv-audit/bin/pip-audit --strict --vulnerability-service=osv $(OSV:%=--osv-url=%) --disable-pip --no-deps --progress-spinner=off --requirement=requirements/$$file.txt; done
+sbom: | $(READY) ## data/sbom.json: all that is installed, with versions and licences (CycloneDX)
+	@$(MAKE) -s PROFILE=test VENV=.venv-audit .venv-audit/.audit
+	.venv-audit/bin/cyclonedx-py environment --output-reproducible --output-file=data/sbom.json $(PY)
 clean: ## remove the profile's outputs (not what was fetched)
 	rm -rf $(D) $(C) $(K)
 
 $(VENV)/.%: requirements/%.txt
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: python3 is older than 3.11" >&2; exit 1; }
 	@test -x $(VENV)/bin/python || python3 -m venv $(VENV) || { rm -rf $(VENV); echo "error: python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
+	$(VENV)/bin/python requirements/hashed.py $< > $(VENV)/hashed.txt
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/hashed.txt
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -r $<
 	@touch $@

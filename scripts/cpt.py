@@ -30,6 +30,7 @@ from lib import (
     processes,
     schedules,
     stage,
+    storage,
     trackers,
     training,
     vocabulary,
@@ -42,7 +43,7 @@ def main(
     *,
     model: Path,
     pack: Path,
-    out: Path,
+    out: storage.Place,
     base: Path | None = None,
     reference: Literal["init", "first_piece", "chunk", "none"] = "init",
     combine: objective.Combine = "sum",
@@ -92,7 +93,7 @@ def main(
     Args:
         model: folder of the initialised model.
         pack: output of the pack stage.
-        out: folder to write.
+        out: folder or address to write.
         base: folder of the base model, for references first_piece and chunk, and for kl_target.
         reference: what P_ref is: 'init', the initialised model, frozen; 'first_piece' or 'chunk', the base model itself on the same
             text in its own tokens, where both tokenizers have a boundary, by the distribution of its next token or the probability

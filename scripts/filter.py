@@ -29,7 +29,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from lib import cli, progress, rules, scoring, sieve, stage, targets
+from lib import cli, progress, rules, scoring, sieve, stage, storage, targets
 from lib import documents as corpora
 from lib.errors import UserError
 
@@ -41,8 +41,8 @@ VERDICTS = "verdicts"  # gone when the stage is finished
 
 def main(
     *,
-    documents: Path,
-    out: Path,
+    documents: storage.Place,
+    out: storage.Place,
     limits: dict[str, float],
     encoder: Path | None = None,
     model: Path | None = None,
@@ -65,8 +65,8 @@ def main(
     """Filter documents.
 
     Args:
-        documents: a file or folder of documents.
-        out: the folder to write.
+        documents: a file or folder of documents, or an address (s3://bucket/folder).
+        out: the folder or address to write.
         limits: each rule's limit by the rule's name (lib/rules.py); a rule without a limit is not applied.
         encoder: Hugging Face folder of the encoder to fine-tune.
         model: a trained filter, the model/ of an earlier run, to apply instead; it brings its own max_tokens.

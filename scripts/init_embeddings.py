@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from lib import cli, documents, embeddings, models, stage, vocabulary
+from lib import cli, documents, embeddings, models, stage, storage, vocabulary
 from lib.errors import UserError
 
 # How many of the strangest new tokens (those from the most old pieces) the manifest names.
@@ -26,7 +26,7 @@ def main(
     *,
     base: Path,
     tokenizer: Path,
-    out: Path,
+    out: storage.Place,
     documents: Path | None = None,
     method: embeddings.Method = "mean",
     match_norms: bool = False,
@@ -40,7 +40,7 @@ def main(
     Args:
         base: folder of the base model.
         tokenizer: folder of the new tokenizer.
-        out: folder to write.
+        out: folder or address to write.
         documents: output of the filter stage; methods focus and omp train vectors on it.
         method: what new tokens start from: 'mean' of their old pieces' rows, 'mean_weighted' by length, 'first_last' piece,
             'focus' or 'omp' (shared tokens that are used alike), or 'random'.

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from lib import cli, merging, progress, stage
+from lib import cli, merging, progress, stage, storage
 from lib.errors import UserError
 
 
-def main(*, model: Path, other: Path, out: Path, t: merging.Setting = 0.5) -> None:
+def main(*, model: Path, other: Path, out: storage.Place, t: merging.Setting = 0.5) -> None:
     """Interpolate the weights of two checkpoints with the same tokenizer, tensor by tensor.
 
     Nearly parallel tensors are interpolated linearly, as in mergekit; that is most of them after a short training.
@@ -27,7 +27,7 @@ def main(*, model: Path, other: Path, out: Path, t: merging.Setting = 0.5) -> No
     Args:
         model: folder of the checkpoint at t = 0 (mergekit's base_model).
         other: folder of the checkpoint at t = 1.
-        out: folder to write.
+        out: folder or address to write.
         t: how far to go from model to other: a number; a gradient, numbers spread from the first layer to the last (other
             tensors take the first); or a list of {filter: part of a tensor's name, value: number or gradient}, of which the
             first that fits a tensor counts, the last being {value: ...} for the rest.

@@ -18,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import PreTrainedTokenizerFast
 
-from lib import cli, documents, models, packing, progress, stage
+from lib import cli, documents, models, packing, progress, stage, storage
 from lib.errors import UserError
 
 
 def main(
     *,
-    documents: Path,
+    documents: storage.Place,
     tokenizer: Path,
-    out: Path,
+    out: storage.Place,
     sequence_length: int = 1024,
     max_train_tokens: int | None = None,
     max_replay_tokens: int | None = None,
@@ -36,9 +36,9 @@ def main(
     """Pack the training documents and set the held-out ones aside.
 
     Args:
-        documents: output of the filter stage.
+        documents: output of the filter stage, or its address (s3://bucket/folder).
         tokenizer: folder of the tokenizer.
-        out: folder to write.
+        out: folder or address to write.
         sequence_length: tokens a row, at most 65,536.
         max_train_tokens: tokens of the target language, at most; then every source gives the same share of its
             documents, drawn by lot. All of the text if not given.

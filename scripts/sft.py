@@ -28,6 +28,7 @@ from lib import (
     progress,
     schedules,
     stage,
+    storage,
     trackers,
     training,
     vocabulary,
@@ -40,7 +41,7 @@ def main(
     model: Path,
     instructions: list[Path],
     held_out: Path,
-    out: Path,
+    out: storage.Place,
     sequence_length: int = 1024,
     max_dialogues: int | None = None,
     on_error: documents.OnError = "stop",
@@ -79,7 +80,7 @@ def main(
         model: folder of the model to tune; its chat template is used.
         instructions: files or fetched folders of dialogues.
         held_out: held-out documents, to watch what tuning costs.
-        out: folder to write.
+        out: folder or address to write.
         sequence_length: tokens a row; longer dialogues are left out and counted, never cut.
         max_dialogues: a random subset of so many.
         on_error: 'stop' at a broken line, or 'skip' it and count it.

@@ -19,7 +19,7 @@ from typing import Literal
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from lib import bpe, cli, documents, fertility, languages, models, plots, progress, spm, stage, vocabulary
+from lib import bpe, cli, documents, fertility, languages, models, plots, progress, spm, stage, storage, vocabulary
 from lib.errors import UserError
 
 REPLAY_LANGUAGE = "en"
@@ -29,7 +29,7 @@ def main(
     *,
     documents: Path,
     base: Path,
-    out: Path,
+    out: storage.Place,
     compare: list[Path] = [],  # noqa: B006  (never changed; a list is what the annotation says)
     mode: Literal["replace", "extend"] = "replace",
     language: str = "ru",
@@ -48,7 +48,7 @@ def main(
     Args:
         documents: output of the filter stage.
         base: folder of the base model (its tokenizer is read).
-        out: folder to write.
+        out: folder or address to write.
         compare: folders of other tokenizers for the fertility report.
         mode: 'replace' the base's vocabulary (the paper), or 'extend' it by merges of its own kind; English then stays as it is.
         language: code of the target language (configs/languages/).

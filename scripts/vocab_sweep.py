@@ -76,11 +76,11 @@ def _fertility(folder: Path, base: Path) -> dict:
 def _shape(base: Path) -> tuple[int, int, bool, int]:
     """Rows of the base's vocabulary, parameters for each, whether input and head share them, and all other parameters."""
     try:
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{base}: not a model that transformers can load ({str(error).splitlines()[0]})") from None
     with torch.device("meta"):  # shapes without weights
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     embedding = model.get_input_embeddings().weight
     tied = models.head_weight(model) is embedding
     rows, width = embedding.shape

@@ -511,6 +511,20 @@ def test_requests_per_minute(annotate):
     assert all(times[index + 5] - times[index] >= 0.4 for index in range(1, 7))
 
 
+def test_no_log_has_the_key_however_talkative(annotate, tmp_path):
+    """The client's own log at debug level: through failures, a success, and a key that the server refuses and quotes."""
+    with api_server.serving(answer, fault=lambda text, nth: {1: "broken", 2: "no_json"}.get(nth)) as server:
+        done = annotate(server, [made(n) for n in range(3)], env={"OPENAI_LOG": "debug"})
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("DEBUG") > 9
+        wrong = "sk-wrong-0123456789"
+        done = annotate(server, [], out="refused", env={"OPENAI_LOG": "debug", "OPENAI_API_KEY": wrong})
+    assert done.returncode == 2
+    assert "DEBUG" in done.stderr
+    assert wrong not in done.stdout + done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and wrong.encode() in path.read_bytes()]
+
+
 @pytest.mark.parametrize(
     ("environment", "fault", "message"),
     [

@@ -111,6 +111,20 @@ def test_image_torch_and_flash_attention_belong_together():
     assert pins("gpu.txt")["triton"] == "3.4.0"  # torch 2.8.0 asks for exactly this one
 
 
+def test_object_storage_fits_the_base():
+    storage, base = pins("storage.txt"), pins("base.txt")
+    assert storage["s3fs"] == base["fsspec"]  # it asks for exactly this one
+    assert not storage.keys() & base.keys()
+
+
+def test_the_image_tells_what_is_in_it():
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    listed = re.search(
+        r"cyclonedx-py environment .*--output-file /opt/venv/sbom.json /opt/venv/bin/python$", text, re.M
+    )
+    assert text.index("pip check") < listed.start() < text.index("COPY --from=build /opt/venv")
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed_takes_every_number_from_the_profile(stage):
     settings = json.loads((ROOT / "configs" / "deepspeed" / f"zero{stage}.json").read_text(encoding="utf-8"))

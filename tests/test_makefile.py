@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 # Prints, checks, writes, speeds up; no result depends on it.
-PLUMBING = {"cli", "errors", "processor", "progress", "stage"}
+PLUMBING = {"cli", "errors", "processor", "progress", "stage", "storage"}
 PICTURES = {"plots"}  # the tokenizer stage's is read by no other stage: a new colour is not worth training anew
 # What shows a training and keeps it safe; none of it makes another model.
 WATCHING = {"disk", "generation", "journal", "plots", "samples", "trackers", "utilisation"}
@@ -93,6 +93,22 @@ def test_plan_lists_the_stages_in_order_and_makes_nothing(tmp_path):
     assert order[-1] == "report"
     assert not (tmp_path / "d").exists()
     assert not (tmp_path / "c").exists()
+
+
+def test_push_copies_what_is_finished_and_makes_nothing(tmp_path):
+    folders = (f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k")
+    given = ("-n", "push", "PROFILE=test", "PYTHON=py", "TO=s3://bucket/all", *folders)
+    assert "nothing of PROFILE=test is finished" in make(*given, check=False).stderr
+    for folder in ("d/dedup", "d/eval/base", "c/sft"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "manifest.json").touch()
+    (tmp_path / "c" / "cpt.partial").mkdir()
+    for wanted, folders in (("", "c/sft d/dedup d/eval/base"), ("eval", "d/eval/base"), ("sft dedup", "c/sft d/dedup")):
+        (copied,) = make(*given, f"PUSH={wanted}").stdout.splitlines()
+        listed, command = re.fullmatch(r"for folder in (.*); do (.*); done", copied).groups()
+        assert listed.split() == [f"{tmp_path}/{folder}" for folder in folders.split()]
+        assert command == "py scripts/push.py --folder=$folder --to=s3://bucket/all/$folder"
+    assert "say TO=, an address" in make(*given, "TO=", check=False).stderr
 
 
 def test_a_sweep_trains_each_size_without_the_other_tokenizers_and_lays_them_side_by_side(tmp_path):

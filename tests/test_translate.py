@@ -129,6 +129,14 @@ def translate(script, tmp_path):
     return run
 
 
+def test_no_log_has_the_key_however_talkative(translate):
+    """The client's own log at debug level, through failures and a success; `translate` looks for the key."""
+    with api_server.serving(answer, fault=lambda text, nth: {1: "broken", 2: "no_json"}.get(nth)) as server:
+        done = translate(server, [made(n) for n in range(3)], env={"OPENAI_LOG": "debug"})
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("DEBUG") > 9
+
+
 # Masks.
 
 

@@ -21,7 +21,7 @@ import fire
 import pydantic
 import yaml
 
-from lib import progress
+from lib import progress, storage
 from lib.errors import UserError
 
 CONFIG = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None)
@@ -57,7 +57,7 @@ def resolve(main: Callable[..., None], flags: dict[str, str]) -> dict[str, objec
     flags = dict(flags)
     config = flags.pop("config", None)
     parameters = inspect.signature(main).parameters
-    hints = typing.get_type_hints(main)
+    hints = typing.get_type_hints(main, include_extras=True)
     values = {}
     origin = {}
     if config is not None:
@@ -139,8 +139,9 @@ def _documented(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def script() -> None: ...
 
-    signature = inspect.signature(main)
-    script.__signature__ = signature.replace(parameters=[*signature.parameters.values(), CONFIG])
+    signature, plain = inspect.signature(main), typing.get_type_hints(main)
+    parameters = [p.replace(annotation=plain[name]) for name, p in signature.parameters.items()]
+    script.__signature__ = signature.replace(parameters=[*parameters, CONFIG])
     about = sys.modules[main.__module__].__doc__ or ""
     script.__doc__ = f"{about}\n\n{inspect.getdoc(main)}\n    config: a YAML file of these settings; flags win over it"
     return script
@@ -153,6 +154,7 @@ def _check_known(key: object, known: typing.Iterable[str], where: str) -> None:
 
 def _takes_text(hint: object) -> bool:
     """Whether a flag's text is the value itself rather than YAML to read."""
+    hint = _bare(hint)
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_takes_text(part) for part in typing.get_args(hint))
     return hint in (str, Path) or typing.get_origin(hint) is typing.Literal
@@ -175,6 +177,7 @@ def _convert(value: object, hint: object, name: str, origin: str) -> object:
     where = origin if origin.startswith("--") else f"{origin}: {name}"
     if isinstance(value, bool) and not _allows_bool(hint):
         raise UserError(f"{where}: expected {_spell(hint)}, got {value!r} (YAML reads yes, no, on and off as booleans)")
+    _refuse_address(value, hint, where)
     try:
         return pydantic.TypeAdapter(hint).validate_python(value)
     except pydantic.ValidationError as error:
@@ -185,11 +188,27 @@ def _convert(value: object, hint: object, name: str, origin: str) -> object:
         ) from None
 
 
+def _bare(hint: object) -> object:
+    """An annotation without what `Annotated` adds to it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _refuse_address(value: object, hint: object, where: str) -> None:
+    """Stop at an address where a path is expected: pathlib would take one of its slashes and say that there is no such file."""
+    kinds = [hint, *typing.get_args(hint)]
+    if Path not in kinds or str in kinds or typing.get_origin(hint) is typing.Annotated:
+        return
+    for part in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(part, str) and storage.is_address(part):
+            raise UserError(f"{where}: this has to be a path of this machine, not {part}; copy it here first")
+
+
 def _allows_bool(hint: object) -> bool:
     return hint in (bool, object, typing.Any) or any(_allows_bool(part) for part in typing.get_args(hint))
 
 
 def _spell(hint: object) -> str:
+    hint = _bare(hint)
     return getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint)
 
 

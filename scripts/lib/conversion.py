@@ -56,8 +56,10 @@ def llama_from_gguf(file: Path, folder: Path) -> None:
         UserError: not a GGUF file, or of another architecture.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
     except (ValueError, OSError, KeyError, NotImplementedError) as error:
         raise UserError(f"{file.name}: not a GGUF model that transformers can read ({_first_line(error)})") from None
     if _gguf_text(file, "tokenizer.ggml.pre") == "smollm":
@@ -194,6 +196,8 @@ def copy_folder(files: Iterable[Path], folder: Path, *, needs_model: bool) -> No
         raise UserError("no config.json among the model's files, so it is not a Hugging Face model folder")
     if needs_model and not any(name.endswith(".safetensors") for name in copied):
         raise UserError("no .safetensors among the model's files; pickled weights are not loaded, convert them first")
+    if needs_model:
+        models.refuse_code(folder)
     if "tokenizer.json" in copied:
         try:
             Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib import duplicates, kernels, progress
+from lib import duplicates, kernels, progress, storage
 from lib.duplicates import Batches, Index
 from lib.errors import UserError
 from lib.minhash import Scheme
@@ -150,7 +150,7 @@ def sign(files: Sequence[Path], batches: Batches, how: Scheme, work: Path, prior
 
     def sign_file(number: int, name: str) -> None:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            duplicates.sign_file(batches, Path(name), how, there, number, ranks, pool)
+            duplicates.sign_file(batches, storage.named(name), how, there, number, ranks, pool)
 
     rows = {"number": waiting, "name": [str(files[number].resolve()) for number in waiting]}
     each(rows, sign_file, "sign", "files")

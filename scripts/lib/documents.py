@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lib import progress
+from lib import progress, storage
 from lib.errors import UserError
 
 OnError = Literal["stop", "skip"]
@@ -182,13 +182,16 @@ def files(path: Path) -> list[Path]:
     Raises:
         UserError: there is no such path, its kind is not known, or none of a folder's files is readable.
     """
-    if path.is_file():
-        if not path.name.endswith(READABLE):
-            raise UserError(f"{path}: not one of {', '.join(READABLE)}")
-        return [path]
-    if not path.exists():
+    if storage.is_remote(path):
+        there = storage.files(path)
+    elif path.is_file():
+        there = [path]
+    elif path.exists():
+        there = [file for file in path.rglob("*") if file.is_file()]
+    else:
         raise UserError(f"{path}: no such file or folder")
-    there = [file for file in path.rglob("*") if file.is_file()]
+    if there == [path] and not path.name.endswith(READABLE):
+        raise UserError(f"{path}: not one of {', '.join(READABLE)}")
     found = sorted(file for file in there if file.name.endswith(READABLE))
     if not found and any(file.name != "manifest.json" for file in there):
         raise UserError(f"{path}: no file in it is one of {', '.join(READABLE)}")
@@ -334,7 +337,8 @@ def read_records(file: Path, *, on_error: OnError, skipped: Counter[str]) -> Ite
                     yield place, record
     elif file.suffix == ".txt":
         try:
-            yield 1, {"text": file.read_text(encoding="utf-8-sig"), "id": file.stem}
+            with storage.opened(file) as opened:
+                yield 1, {"text": io.TextIOWrapper(opened, encoding="utf-8-sig").read(), "id": file.stem}
         except UnicodeDecodeError as error:
             refuse("invalid_utf8", f"not UTF-8 at byte {error.start}")
     else:
@@ -437,16 +441,16 @@ def _parse_line(line: bytes) -> tuple[str, str | None, dict]:
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    if not path.is_file():
+    if not storage.is_remote(path) and not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix in (".gz", ".zst") and not path.stat().st_size:
         raise EOFError("it is empty")
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
+        return gzip.open(storage.source(path), "rb")
     if path.suffix == ".zst":
         # Arrow's reader, because zstandard's takes a file that breaks off for one that ends.
-        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
-    return path.open("rb")
+        return io.BufferedReader(pa.input_stream(storage.source(path), compression="zstd"))
+    return storage.opened(path)
 
 
 def _parquet(file: Path) -> pq.ParquetFile:
@@ -459,7 +463,9 @@ def _parquet(file: Path) -> pq.ParquetFile:
 def _open_parquet(file: Path) -> pq.ParquetFile | str:
     """The open file, or what is wrong with it."""
     try:
-        opened = pq.ParquetFile(file, page_checksum_verification=True)
+        # Of an object all columns of a row group are asked for at once.
+        how = {"page_checksum_verification": True, "pre_buffer": storage.is_remote(file)}
+        opened = pq.ParquetFile(storage.source(file), **how)
         names = Counter(opened.schema_arrow.names)
         groups = [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

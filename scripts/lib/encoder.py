@@ -89,7 +89,11 @@ def runner(folder: Path, *, half: bool, device: str) -> Run:
     transformers.utils.logging.disable_progress_bar()
     if device == "cpu":
         torch.set_num_threads(1)  # there is a process for each core
-    model = transformers.BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(device).eval()
+    model = (
+        transformers.BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        .to(device)
+        .eval()
+    )
     words, scores = model.bert.embeddings.word_embeddings, Scores(model).eval()
     scores = scores.halve() if half else scores
 

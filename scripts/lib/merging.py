@@ -369,7 +369,7 @@ def _is_left_out(name: str, tied: bool) -> bool:
 
 def _configuration(folder: Path) -> dict[str, object]:
     try:
-        return AutoConfig.from_pretrained(folder).to_dict()
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder}: no configuration that transformers can load ({str(error).splitlines()[0]})"

@@ -84,7 +84,7 @@ def encoder_features(
     """
     tokenizer = models.load_tokenizer(encoder)
     try:
-        model = transformers.AutoModel.from_pretrained(encoder).eval()
+        model = transformers.AutoModel.from_pretrained(encoder, use_safetensors=True, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         raise UserError(
             f"{encoder}: not an encoder that transformers can load ({str(error).splitlines()[0]})"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, processors
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from lib import processor
 from lib.errors import UserError
@@ -42,8 +42,11 @@ def load(
         UserError: the folder is no such model, or its tokenizer is another model's.
     """
     tokenizer = load_tokenizer(folder)
+    refuse_code(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: not a model that transformers can load ({str(error).splitlines()[0]})") from None
     rows = model.get_input_embeddings().num_embeddings
@@ -54,6 +57,25 @@ def load(
     mask_padded_rows(model, len(tokenizer))
     model.eval()
     return (model.to(device) if device is not None else model), tokenizer
+
+
+def refuse_code(folder: Path) -> None:
+    """Stop at a model that is to be run by Python code which comes with it: asked, transformers would run it.
+
+    Where transformers has an architecture itself, its own code is taken, and what lies beside the weights does not matter.
+
+    Raises:
+        UserError: transformers has none for it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return  # which transformers tells better
+    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
+        raise UserError(
+            f"{folder}: this model needs code of its own (auto_map in config.json), which is never run; take one of an "
+            "architecture that transformers has"
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -164,4 +186,4 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 def context_length(folder: Path) -> int:
     """The longest sequence the model was made for, in tokens."""
-    return AutoConfig.from_pretrained(folder).max_position_embeddings
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False).max_position_embeddings

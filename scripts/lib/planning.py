@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lib import documents, duplicates, minhash
+from lib import documents, duplicates, minhash, storage
 from lib.minhash import Scheme
 
 FOOTERS = 64  # files whose row groups are looked at
@@ -145,7 +145,7 @@ def shape(files: Sequence[Path], how: Scheme) -> Shape:
 def _groups(file: Path) -> list[tuple[Path, int, int]]:
     """(file, number, bytes of text) of each row group; none if the file is broken or has no text, which is reported later."""
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(storage.source(file)) as opened:
             metadata = opened.metadata
             column = opened.schema_arrow.names.index("text")
             return [
@@ -165,7 +165,7 @@ def _density(groups: Sequence[tuple[Path, int, int]], sizes: np.ndarray, how: Sc
     for spot in (np.arange(spots) + np.random.default_rng(0).random(spots)) * (sizes.sum() / max(spots, 1)):
         file, number, _ = groups[np.searchsorted(ends, spot)]
         try:
-            with pq.ParquetFile(file) as opened:
+            with pq.ParquetFile(storage.source(file)) as opened:
                 texts = opened.read_row_group(number, columns=["text"])["text"]
             texts = texts.cast(pa.large_string()).combine_chunks().drop_null()
         except (pa.ArrowException, OSError):

@@ -76,7 +76,7 @@ def load(folder: Path, layers: int) -> tuple[transformers.BertForSequenceClassif
     if not (folder / "config.json").is_file():
         raise UserError(f"--encoder={folder}: no config.json, so not a Hugging Face model folder; run `make fetch`")
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError) as error:
         raise UserError(f"--encoder={folder}: {str(error).splitlines()[0]}") from None
     if config.model_type != "bert":
@@ -90,7 +90,9 @@ def load(folder: Path, layers: int) -> tuple[transformers.BertForSequenceClassif
     config.label2id = {name: index for index, name in enumerate(HEADS)}
     config.cuts = [list(FIRST_CUTS) for _ in HEADS]
     try:
-        model = transformers.BertForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+        model = transformers.BertForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True
+        )
     except (OSError, RuntimeError) as error:
         raise UserError(f"--encoder={folder}: {str(error).splitlines()[0]}") from None
     # The heads read the first position. With no queries in the last layer it starts as a mean over all positions, which
@@ -99,7 +101,7 @@ def load(folder: Path, layers: int) -> tuple[transformers.BertForSequenceClassif
         torch.nn.init.zeros_(parameter)
     torch.nn.init.constant_(model.classifier.bias, FIRST_LATENT / LATENT_SCALE)
     model.bert.embeddings.word_embeddings.weight.requires_grad_(False)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if len(tokenizer) > config.vocab_size:
         raise UserError(f"--encoder={folder}: its tokenizer has {len(tokenizer)} tokens, its model {config.vocab_size}")
     return model, tokenizer

@@ -44,15 +44,17 @@ def load(folder: Path, layers: int | None = None) -> tuple[PreTrainedModel, obje
     if not (folder / "config.json").is_file() or not (folder / "tokenizer.json").is_file():
         raise UserError(f"{folder}: no config.json and tokenizer.json, so not a model folder; run `make fetch`")
     try:
-        config = AutoConfig.from_pretrained(folder, num_labels=1)
+        config = AutoConfig.from_pretrained(folder, num_labels=1, trust_remote_code=False)
         if layers is not None:
             if not 1 <= layers <= config.num_hidden_layers:
                 raise UserError(f"--layers={layers}: {folder} has {config.num_hidden_layers} layers")
             config.num_hidden_layers = layers
-        model = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder}: not an encoder to classify texts with ({str(error).splitlines()[0]})") from None
-    return model, AutoTokenizer.from_pretrained(folder)
+    return model, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def facts(folder: Path) -> dict:

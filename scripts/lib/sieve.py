@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lib import documents, languages, masking, rules, scoring
+from lib import documents, languages, masking, rules, scoring, storage
 from lib.corruption import CRITERIA
 
 PART = 20_000  # documents between two points from which an interrupted run can go on
@@ -181,7 +181,7 @@ def judge_by_daft(
     }
 
     def count(_: int, name: str) -> int:
-        return sum(map(len, batches(Path(name), Counter())))
+        return sum(map(len, batches(storage.named(name), Counter())))
 
     counts = distributed.each({"number": list(range(len(names))), "name": names}, count, "count", "files")
     wanted = spans([counts[number] for number in range(len(names))])
@@ -189,7 +189,7 @@ def judge_by_daft(
 
     def judge_part(number: int) -> None:
         _one_thread()
-        pieces = (records(batches(Path(names[file]), Counter()), *span) for file, *span in wanted[number])
+        pieces = (records(batches(storage.named(names[file]), Counter()), *span) for file, *span in wanted[number])
         blocks = _blocks(itertools.chain.from_iterable(pieces))
         _write_part(there, number, [verdicts(block, devices=scoring.devices(), **how) for block in blocks])
 

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from lib import documents, progress
+from lib import documents, progress, storage
 from lib.errors import UserError
 
 Registry = Literal["pypi", "npm", "apt"]
@@ -93,9 +93,12 @@ def opened(source: Source, cache: Path, *, snapshot: bool) -> Iterator[tuple[Pat
     Args:
         source: any source; a hub dataset has no folder, its rows are streamed, unless it names its `files`.
         cache: the folder that downloaded packages are kept in.
-        snapshot: whether a hub's repository is wanted as files (a model, a tokenizer).
+        snapshot: whether files are wanted and not records, which are streamed from a hub or from object storage.
     """
-    if source.kind == "path":
+    if source.kind == "path" and snapshot and storage.is_remote(source.path):
+        with storage.copied(source.path, cache / "storage") as folder:
+            yield folder, []
+    elif source.kind == "path":
         yield source.path, []
     elif source.kind == "hub":
         if snapshot:
@@ -212,6 +215,8 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     Raises:
         UserError: there are none.
     """
+    if storage.is_remote(folder):
+        return _matching_objects(folder, pattern)
     if folder.is_file():
         return [folder]
     files = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -220,6 +225,18 @@ def matching(folder: Path, pattern: str) -> list[Path]:
     if not found:
         some = sorted({path.relative_to(folder).parts[0] for path in folder.rglob("*")})[:5] if folder.is_dir() else []
         raise UserError(f"files: nothing matches '{pattern}'; the source has {', '.join(some) or 'nothing'}")
+    return found
+
+
+def _matching_objects(there: Path, pattern: str) -> list[Path]:
+    objects = storage.files(there)
+    if objects == [there]:
+        return objects
+    with storage.talking(there):
+        found = sorted(set(there.glob(pattern)) & set(objects))
+    if not found:
+        names = sorted({file.relative_to(there).parts[0] for file in objects})[:5]
+        raise UserError(f"files: nothing matches '{pattern}'; {there} has {', '.join(names)}")
     return found
 
 

@@ -1,6 +1,7 @@
 """The contract of a stage: files in, one folder out, its `manifest.json` written last.
 
-A stage builds `<out>.partial/` and renames it to `<out>/` on success, so a final name never holds half a result.
+A stage builds `<out>.partial/` and renames it to `<out>/` on success, so a final name never holds half a result. Where `out`
+is an address in object storage, that folder lies in data/.outbox/ until it is finished and copied up (lib/storage.py).
 """
 
 import contextlib
@@ -18,10 +19,10 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from lib import progress
+from lib import progress, storage
 from lib.errors import UserError
 
-MANIFEST = "manifest.json"
+MANIFEST = storage.MANIFEST
 SETTINGS = "settings.json"
 VERSIONED = ("torch", "transformers", "tokenizers", "sentencepiece", "datasketch", "lm_eval", "deepspeed")
 
@@ -50,7 +51,7 @@ def output(
     """Build a stage's output folder and, when the block ends well, its manifest and its final name.
 
     Args:
-        out: the final folder; replaced as a whole if it exists.
+        out: the final folder, or an address; replaced as a whole if it exists.
         inputs: files and folders read, by name; each has to exist (None is an input not given).
         settings: the script's resolved arguments, saved in the manifest.
         resume: keep what an interrupted run of the same settings and inputs left in `<out>.partial/`.
@@ -60,6 +61,11 @@ def output(
         UserError: an input is missing, or a resumable run was started with other settings or inputs.
     """
     started = time.time()
+    to = out if storage.is_remote(out) else None
+    if to is not None:
+        out = storage.outbox(to)
+        if _is_main_process():
+            storage.check_writable(to)
     inputs = {name: path for name, path in inputs.items() if path is not None}
     described = {name: describe_input(name, path) for name, path in inputs.items()}
     paths = {"out", *inputs}
@@ -93,6 +99,11 @@ def output(
     write_json(partial / MANIFEST, manifest)
     _replace(partial, out)
     progress.say(f"{manifest['stage']}: wrote {out} in {manifest['seconds']:,.0f} s, peak {peak_memory_mb():,.0f} MB")
+    if to is not None:
+        progress.say(f"should the copy break off, this goes on: python scripts/push.py --folder={out} --to={to}")
+        storage.push(out, to)
+        shutil.rmtree(out)
+        progress.say(f"{manifest['stage']}: copied to {to}, manifest last")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -113,6 +124,8 @@ def read_manifest(folder: Path) -> dict:
 
 def describe_input(name: str, path: Path) -> dict[str, str]:
     """An input's path and a digest that changes when its content does."""
+    if storage.is_remote(path):
+        return {"path": str(path), "sha256": storage.digest(path)}
     if not path.exists():
         raise UserError(f"--{name}={path}: no such file or folder")
     proof = path / MANIFEST if path.is_dir() else path
@@ -195,7 +208,7 @@ def _replace(partial: Path, out: Path) -> None:
 
 def _plain(value: object) -> object:
     """A setting as JSON holds it."""
-    if isinstance(value, Path):
+    if isinstance(value, Path) or hasattr(value, "fs"):  # an address is no Path
         return value.as_posix()
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
