@@ -29,6 +29,17 @@ TERAFLOPS = {
     "L40": 181,
     "L4": 121,
     "MI300X": 1307,
+    "RTX 4090": 165,  # with sums in fp32, by the whitepaper of its architecture (Ada)
+}
+# Accelerators by the name they are rented under: what the table above calls them, and memory in GB by the same data sheets. Drivers
+# report 5 to 7 % more (GiB).
+ACCELERATORS = {
+    "A100-80": ("A100", 80),
+    "A100-40": ("A100", 40),
+    "H100": ("H100", 80),
+    "H200": ("H200", 141),
+    "L40S": ("L40S", 48),
+    "4090": ("RTX 4090", 24),
 }
 SIDE, ROUNDS = 1024, 5  # of the measured product
 
