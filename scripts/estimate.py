@@ -132,7 +132,8 @@ def _print(results: Mapping) -> None:
     print(f"{'':<18}" + "".join(f"{name:>14}" for name in stages))
     for name, cell in lines.items():
         print(f"{name:<18}" + "".join(f"{cell(figures):>14}" for figures in stages.values()))
-    print("\ndisk, GB: " + ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in results["disk"].items()))
+    sizes = ", ".join(f"{name} {size / 1e9:,.1f}" for name, size in results["disk"].items())
+    print(f"\ndisk: {sum(results['disk'].values()) / 1e9:,.1f} GB ({sizes})")
     for name, expected in results["api"].items():
         print(f"{name}: {api.spell_estimate(expected)}")
     print("\nassumed:")
