@@ -33,14 +33,15 @@ def test_shapes_that_are_kept_have_the_parameters_that_were_published(base):
 
 def test_a_shape_is_the_given_ones_then_the_fetched_models_then_the_kept_ones(tmp_path):
     base, given, fetched = ROOT / "configs/sources/mistral-7b.yaml", tmp_path / "given.yaml", tmp_path / "model"
-    given.write_text("model_type: llama\nhidden_size: 8\n", encoding="utf-8")
+    given.write_text("model_type: llama\nhidden_size: 64\n", encoding="utf-8")
     fetched.mkdir()
-    (fetched / "config.json").write_text('{"model_type": "mistral", "hidden_size": 16}', encoding="utf-8")
+    (fetched / "config.json").write_text('{"model_type": "mistral", "hidden_size": 96}', encoding="utf-8")
     widths = [shapes.read(base, *where)[0].hidden_size for where in ((fetched, given), (fetched, None), (None, None))]
-    assert widths == [8, 16, 4096]
-    given.write_text("hidden_size: 8\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"given\.yaml: not a model's config"):
-        shapes.read(base, None, given)
+    assert widths == [64, 96, 4096]
+    for broken in ("hidden_size: 64", "model_type: llama\nhidden_size: 7", "model_type: none"):
+        given.write_text(broken, encoding="utf-8")
+        with pytest.raises(UserError, match=r"given\.yaml: not a model's config"):
+            shapes.read(base, None, given)
 
 
 def test_an_unknown_base_without_a_hub_says_what_to_do(tmp_path):
@@ -125,7 +126,12 @@ def test_activations_without_data_are_those_of_a_real_pass(ends):
 
 def test_recomputed_activations_are_the_layers_inputs_and_one_layers_own():
     config = MistralConfig(
-        num_hidden_layers=8, vocab_size=64, hidden_size=64, intermediate_size=128, num_attention_heads=4
+        num_hidden_layers=8,
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     whole = footprint.activations(config, 1, 128, bf16=True)
     assert footprint.activations(config, 1, 128, bf16=True, checkpointing=True) == 8 * 128 * 64 * 2 + whole / 8

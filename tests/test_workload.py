@@ -7,7 +7,7 @@ import torch
 from tiny_model import model as tiny_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from lib import forecast, utilisation, workload
+from lib import forecast, shapes, utilisation, workload
 from lib.errors import UserError
 from lib.footprint import Zero
 
@@ -120,3 +120,24 @@ def test_a_reference_that_waits_outside_leaves_its_head():
     assert forecast.memory(run(model.config, offload=True, **given), work(asked=1.0), gpu)["reference"] == 2 * 400 * 32
     assert forecast.memory(run(model.config, **given), work(), gpu)["reference"] == 0
     assert parts["runtime"] == forecast.CONTEXT
+
+
+def test_the_papers_profile_fits_where_the_paper_trained_it():
+    settings = {stage: workload.settings(stage, PAPER) for stage in ("pack", "cpt")}
+    config, _ = shapes.read(ROOT / "configs" / "sources" / "mistral-7b.yaml")
+    gpu = forecast.device("A100-80", 8, None)
+    cpt = workload.of_cpt(settings["cpt"], settings["pack"], 8, "mistral-7b", NOTHING, None)
+    parts = forecast.memory(forecast.training(settings["cpt"], config, 40_000, gpu), cpt, gpu)
+    # 2 bytes a weight of the model and of the reference, and 18 shared by eight.
+    assert parts["weights"] == parts["reference"] == 2 * 7_307_268_096
+    assert parts["gradients"] + parts["optimizer"] == 18 * 7_307_268_096 / 8
+    assert 60e9 < sum(parts.values()) < gpu.memory
+    hours = forecast.flops(forecast.training(settings["cpt"], config, 40_000, gpu), cpt) / gpu.peak / 3600
+    assert hours / 1000 == pytest.approx(0.57, abs=0.01)  # of the peak, if 1,000 A100-hours (section 3.4) are for that
+
+
+def test_a_utilisation_is_a_share():
+    for share in (0.0, -0.1, 1.5):
+        with pytest.raises(UserError, match="--utilisation="):
+            forecast.device("A100-80", 8, share)
+    assert forecast.device("4090", 2, 0.3) == forecast.Device("4090", 165e12, 24e9, 2, 0.3)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lib import cli
@@ -36,8 +37,8 @@ def read(base: Path, model: Path | None = None, given: Path | None = None) -> tu
     try:
         values = cli.load_yaml(found) if found.suffix in (".yaml", ".yml") else json.loads(found.read_text("utf-8"))
         return AutoConfig.for_model(**values), Path(os.path.relpath(found)).as_posix()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{found}: not a model's config.json ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
+        raise UserError(f"{found}: not a model's config.json ({' '.join(str(error).split())[:200]})") from None
 
 
 def without_weights(config: PreTrainedConfig, rows: int, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -41,8 +41,8 @@ ACCELERATORS = {
     "L40S": ("L40S", 48),
     "4090": ("RTX 4090", 24),
 }
-# Of the measured product: half a second or so on a processor. Five rounds had been off by a factor of two when others computed too.
-SIDE, ROUNDS = 1024, 50
+# Of the measured product. Five rounds had been off by a factor of two when other programs computed too.
+SIDE, ROUNDS = 1024, 20
 
 
 class Shape(NamedTuple):
@@ -72,7 +72,7 @@ def shape(model: PreTrainedModel) -> Shape:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of matrix products on a device: by its name where the table has it (bf16), else measured, in half a second or so."""
+    """FLOP/s of matrix products on a device: by its name where the table has it (bf16), else measured, in 0.2 s or so."""
     if device.type == "cuda" and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(device)
         for known, teraflops in TERAFLOPS.items():
