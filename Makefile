@@ -28,6 +28,8 @@ TO ?= #           of `make push`: an address (s3://bucket/folder) that gets the 
 PUSH ?= #         of `make push`: stages (cpt sft); all that are finished if not given
 PORT ?= 8000##     that `make serve` listens on, of this machine only
 GPUS ?= 0##        accelerators to train on (of each machine), from the profile if not given; 0 is the CPU
+GPU ?= A100-80##   of `make estimate`: which ones (A100-40, A100-80, H100, H200, L40S, 4090)
+ESTIMATE ?= #     of `make estimate`: more flags of scripts/estimate.py (--utilisation=, --translate=, --input_price=, --output_price=)
 NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
 HOSTFILE ?= #    of NODES: `name slots=8` a line, the first this machine; the others are reached by pdsh over ssh
 MASTER ?= #      of NODES without ssh: the first machine's name; then `make join-cpt NODE=1` on the second, and so on
@@ -53,7 +55,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan test test-peers lint hashes audit sbom clean chat serve compare push settings-%
+QUIET_GOALS := help plan estimate test test-peers lint hashes audit sbom clean chat serve compare push settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -260,7 +262,7 @@ push: | $(READY) ## finished stages to TO in object storage, each manifest last;
 include configs/comparisons.mk
 
 ##@ Everything else
-.PHONY: help plan setup test test-peers lint hashes audit sbom clean
+.PHONY: help plan estimate setup test test-peers lint hashes audit sbom clean
 help: ## this page
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile configs/comparisons.mk
 	@printf '\nVariables (make VARIABLE=value ...)\n'
@@ -268,6 +270,10 @@ help: ## this page
 	@printf '\nOne stage by hand: $(PY) scripts/cpt.py --help\n'
 plan: ## what `make all` would run now, and nothing else
 	@planned=$$($(MAKE) -n all) && { grep -oE '[^ ]*python[^ ]* .*scripts/.*' <<<"$$planned" || echo "nothing to do: everything is up to date"; }
+# What is there already is counted, the rest assumed.
+there = $(if $(wildcard $(2)/manifest.json),--$(1)=$(2))
+estimate: | $(READY) ## before anything is rented: tokens, FLOPs, memory by part, hours, disk and API costs of PROFILE on GPUS
+	@$(PY) scripts/estimate.py $(addprefix --config=,$(call conf,estimate)) --base=configs/sources/$(BASE).yaml --settings=$(call list,$(foreach stage,tokenizer init pack cpt sft annotate translate,$(call conf,$(stage)))) --gpus=$$(($(GPUS) * $(NODES))) --gpu=$(GPU) $(if $(strip $(ANNOTATE)),--annotate=true) $(call there,model,$(MODELS)/$(BASE)) $(foreach stage,tokenizer pack instruct,$(call there,$(stage),$(at-$(stage)))) $(ESTIMATE) --out=$(D)/estimate
 setup: $(READY) ## the virtual environment from pinned requirements
 test: $(READY_TO_TEST) ## the tests
 	$(PY) -m pytest

@@ -64,7 +64,8 @@ def test_a_stage_lists_the_code_it_runs(stage):
 
 def test_help_lists_every_target_and_variable():
     printed = make("help").stdout
-    for word in (*STAGES, *COMPARISONS, "all", "demo", "test", "lint", "plan", "clean", "PROFILE", "GPUS", "VENV"):
+    others = ("all", "demo", "test", "lint", "plan", "estimate", "clean", "PROFILE", "GPUS", "GPU", "VENV")
+    for word in (*STAGES, *COMPARISONS, *others):
         assert re.search(rf"^  {word} ", printed, re.MULTILINE), word
 
 

@@ -14,7 +14,9 @@ from lib import cli
 ROOT = Path(__file__).parents[1]
 BIG = ("vikhr-7b", "llama2-7b", "llama3-8b", "nemo-12b")
 SCRIPTS = {"tokenizer": "train_spm", "init": "init_embeddings"}
-STAGES = ("dedup", "filter", "tokenizer", "init", "pack", "cpt", "merge", "reward", "instruct", "sft", "eval", "report")
+STAGES = (
+    "dedup", "filter", "tokenizer", "init", "pack", "cpt", "merge", "reward", "instruct", "sft", "eval", "report", "estimate",
+)  # fmt: skip
 
 
 def variables(profile, *names):

@@ -16,7 +16,7 @@ from conftest import ROOT
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
-from lib import models, training
+from lib import machine, models, training
 from lib.errors import UserError
 
 TIMED = {"tokens_per_second", "seconds", "utilisation"}
@@ -54,6 +54,14 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     tiny_run.run(folder, **RUN)
     return folder
+
+
+def test_freed_memory_goes_back_before_each_evaluation_and_once_an_interval(tmp_path, monkeypatch):
+    returned, give_back = [], machine.return_freed_memory
+    monkeypatch.setattr(machine, "return_freed_memory", lambda: returned.append(give_back()))
+    tiny_run.run(tmp_path, steps=4, log_steps=2, evaluate=3)
+    # After the forward passes, two a step, of the steps after 0 and 2; evaluations at 0, 3 and 4.
+    assert len(returned) == 2 * 2 + 3
 
 
 def is_as_undisturbed(folder, whole):

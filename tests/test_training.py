@@ -119,6 +119,28 @@ print(first > 90e6, mapped() == 0)
     assert done.stdout.split() == ["True", "True"], done.stderr
 
 
+def test_freed_memory_goes_back_where_it_is_told_to():
+    """Every second of 400 tensors of 2 MB is freed, so that what is free lies between what is not."""
+    code = """
+import sys
+sys.path.insert(0, "scripts")
+import torch
+from lib import machine
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+machine.keep_freed_memory()
+tensors = [torch.ones(500_000) for _ in range(400)]
+full = resident()
+del tensors[::2]
+kept = resident()
+machine.return_freed_memory()
+print(full - kept < 50e6, 300e6 < kept - resident() < 450e6)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "True"], done.stderr
+
+
 @pytest.mark.parametrize("held", [0, 5])
 def test_cpt_resumes_after_kill_9_with_the_same_losses(inputs, tmp_path, script, held):
     more = ["--max_steps=8", "--learning_rate=1e-2", "--kl_weight=0.3", f"--embedding_steps={held}"]

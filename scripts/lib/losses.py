@@ -5,6 +5,7 @@ made well defined first; a `Distribution` or `Spans` says how (docs of each). On
 and their gradients with respect to hidden states and head; the backward pass only hands them on.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORED = -100
+ROUNDED = 64  # positions: up to a multiple of it the matrices of the head stay the same
 _ALMOST_PARALLEL = 1e-6  # sine of the angle below which slerp is lerp
 
 
@@ -161,9 +163,8 @@ class _HeadLoss(torch.autograd.Function):
         ce = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         z, kl = torch.zeros(2, dtype=torch.float32, device=hidden.device)
         stretches = list(_stretches(len(targets), chunk, reference))
-        # Two matrices for all stretches: the system's zeroing of new ones took a seventh of a step on a CPU.
-        size = (max((rows.stop - rows.start for rows in stretches), default=0), len(head))
-        logits_of, p_of = (torch.empty(size, dtype=torch.float32, device=hidden.device) for _ in range(2))
+        longest = max((rows.stop - rows.start for rows in stretches), default=0)
+        logits_of, p_of = _matrices(-(-longest // ROUNDED) * ROUNDED, len(head), hidden.device)
         for rows in stretches:
             logits, p = (whole[: rows.stop - rows.start] for whole in (logits_of, p_of))
             if hidden.dtype == logits.dtype:
@@ -253,6 +254,16 @@ def _among(reference: Distribution | Spans | None, counted: torch.Tensor) -> Dis
         return reference._replace(at=None)
     places = counted.cumsum(0) - 1
     return reference._replace(hidden=reference.hidden[kept], at=places[reference.at[kept]])
+
+
+@functools.lru_cache(maxsize=1)
+def _matrices(rows: int, columns: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two fp32 matrices to work in, the same ones for all stretches and passes.
+
+    On a CPU the system's zeroing of new ones took a seventh of a step; and what a pass left free the next one's did not fit into
+    again, so that a run's memory grew by a matrix a step (docs/LOG.md).
+    """
+    return tuple(torch.empty(rows, columns, dtype=torch.float32, device=device) for _ in range(2))
 
 
 def _stretches(positions: int, chunk: int, reference: Distribution | Spans | None) -> Iterator[slice]:

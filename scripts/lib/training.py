@@ -20,6 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from lib import (
     budget,
     disk,
+    machine,
     metrics,
     models,
     packing,
@@ -199,6 +200,8 @@ class LanguageTrainer(Trainer):
         """
         rows, tokens = inputs.pop("row", None), inputs.pop("tokens", None) or inputs["input_ids"].numel()
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if self.state.global_step % self.args.logging_steps == 0:
+            machine.return_freed_memory()
         parts = outputs.logits.detach().view(-1, len(PARTS)).sum(0).double()
         flops = self._flops(inputs, tokens, parts)
         sums = torch.stack([*parts, loss.detach().double() / self.args.world_size, parts.new_tensor(tokens), flops])
@@ -497,6 +500,7 @@ def held_out_probe(
     """A function that measures held-out bits per byte by language, for the log while training."""
 
     def probe() -> dict[str, float]:
+        machine.return_freed_memory()
         return {
             language: metrics.summarise(
                 metrics.bits_per_byte(model, tokenizer, held, window=window, batch_tokens=PROBE_TOKENS), resamples=1
