@@ -15,6 +15,9 @@ params = xllamacpp.CommonParams()
 params.model.path = job["file"]
 params.n_ctx = 512
 params.n_parallel = 1
+# Keys and values are kept in fp16 by default: half the digits of what they are compared with.
+params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
 params.cpuparams.n_threads = 1
 params.port = 0
 server = xllamacpp.Server(params)
@@ -28,5 +31,6 @@ for prompt in job["prompts"]:
     )
     with urllib.request.urlopen(asked, timeout=120) as told:
         made = json.load(told)
-    answer.append(made["tokens"] + ([job["end"]] if made["stop_type"] == "eos" else []))
+    ended = made["stop_type"] == "eos" and made["tokens"][-1:] != [job["end"]]
+    answer.append(made["tokens"] + [job["end"]] * ended)
 json.dump(answer, sys.stdout)
