@@ -21,6 +21,7 @@ include $(CONF)/profile.mk
 ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
 TRANSLATE ?= #    those of INSTRUCT that the same language model translates first (translate.yaml)
 MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge.yaml), not from cpt
+EXPORT ?= sft##    the checkpoint that `make export` takes: init, cpt, merge, sft
 MODEL ?= #        the checkpoint that `make chat` and `make serve` take; the profile's sft if not given
 A ?= #            of `make compare`: what B is compared with: a checkpoint that `make eval` has scored (base, init, cpt, sft), or an evaluation's folder
 B ?= #            of `make compare`: another
@@ -45,7 +46,7 @@ K := $(KEYS)/$(PROFILE)
 # the stages that it changes, and the profile's for the others.
 own = $(if $(filter $(1),$(CHANGED)),variants/$(VARIANT)/)
 $(foreach stage,dedup annotations filter pack translated instruct eval leaks report,$(eval at-$(stage) := $(D)/$(call own,$(stage))$(stage)))
-$(foreach stage,tokenizer init cpt merge reward sft,$(eval at-$(stage) := $(C)/$(call own,$(stage))$(stage)))
+$(foreach stage,tokenizer init cpt merge reward sft export,$(eval at-$(stage) := $(C)/$(call own,$(stage))$(stage)))
 key-of = $(K)/$(call own,$(1))$(1)
 CHECKPOINTS := base init cpt $(if $(strip $(MERGE)),merge) sft
 PY := $(or $(strip $(PYTHON)),$(VENV)/bin/python)
@@ -101,13 +102,14 @@ lib-init := documents embeddings models vocabulary
 lib-pack := documents models packing losses
 lib-training := alignment attention budget documents guard losses machine metrics models objective packing prefixes processes reference schedules training vocabulary
 lib-cpt := $(lib-training) audit mixing
-lib-merge := merging models
+lib-merge := embeddings merging models propagation vocabulary
 lib-translate := api documents instructions languages phrases placeholders records translation
 lib-reward := attention corruption documents encoder fine_tuning instructions languages machine pairwise preferences rewards scoring
 lib-instruct := attention contamination corruption curation dialogues documents duplicates encoder fine_tuning harness instructions items kernels languages losses machine metrics minhash paragraphs preferences prefixes rewards scoring
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility flaws generation harness items languages metrics models paired paragraphs prefixes rules vocabulary
 lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
+lib-export := documents generation gguf_model gguf_vocabulary hub models spm vocabulary
 lib-leaks := contamination documents harness items languages metrics paired prefixes
 script-tokenizer := train_spm
 script-init := init_embeddings
@@ -137,7 +139,7 @@ facts-eval := $(BASE)
 facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
 
 ##@ The pipeline
-.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report
+.PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report export
 all: report ## everything, up to the report
 	@echo "the report: $(at-report)/report.html"
 demo: ## the whole pipeline on the embedded default, from nothing
@@ -158,6 +160,7 @@ sft: $(at-sft)/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
 leaks: $(at-leaks)/manifest.json ## evaluation items that occur in the training text
 report: $(at-report)/manifest.json ## one HTML page about it all
+export: $(at-export)/$(EXPORT)/manifest.json ## EXPORT as a folder for the Hub and a file for llama.cpp (with the report's model card, if there is one)
 
 $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
@@ -219,6 +222,11 @@ $(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(
 ablations := $(patsubst %/manifest.json,%,$(wildcard $(D)/ablations/*/manifest.json))
 $(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) $(at-leaks)/manifest.json | $(READY)
 	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
+
+# With the card that the report stage has left; looked for when the rule's turn comes, after a report made by the same command.
+card = $(wildcard $(at-report)/cards/$(1)/README.md)
+$(at-export)/%/manifest.json: $(call key-of,export) $$(model-$$*)/manifest.json $$(call card,$$*) | $(READY)
+	$(call run,export,export) --model=$(model-$*) --name=$(PROFILE)-$* $(addprefix --card=,$(call card,$*)) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,

@@ -17,7 +17,7 @@ WATCHING = {"disk", "generation", "journal", "plots", "samples", "trackers", "ut
 COMPARISONS = ("init-bench", "kl-bench", "vocab-sweep")
 STAGES = (
     "fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "merge", "translate", "reward", "instruct", "sft",
-    "eval", "leaks", "report",
+    "eval", "leaks", "report", "export",
 )  # fmt: skip
 
 

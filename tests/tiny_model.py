@@ -29,13 +29,13 @@ def words(lines):
     return counts
 
 
-def tokenizer(special=("<|im_start|>", "<|im_end|>"), chat=CHAT):
+def tokenizer(special=("<|im_start|>", "<|im_end|>"), chat=CHAT, size=400):
     raw = Tokenizer(kinds.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
+        vocab_size=size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
     raw.train_from_iterator(LINES * 5, trainer)
     names = dict(zip(("bos_token", "eos_token"), special, strict=False))

@@ -202,13 +202,27 @@ def check_same_model(model: Path, other: Path) -> bool:
             f"{model} and {other} have different vocabularies ({len(first):,} and {len(second):,} tokens), so their rows mean "
             f"different things; in place of the base take what the init stage made of it, checkpoints/<profile>/init"
         )
-    one, two = (_configuration(folder) for folder in (model, other))
+    one, two = (configuration(folder) for folder in (model, other))
     for key in sorted(one.keys() | two.keys()):
         if key not in BOOKKEEPING and not key.startswith("_") and one.get(key) != two.get(key):
             raise UserError(
                 f"{model} and {other} are not two checkpoints of one model: {key} is {one.get(key)} and {two.get(key)}"
             )
     return bool(one.get("tie_word_embeddings"))
+
+
+def configuration(folder: Path) -> dict[str, object]:
+    """A model's configuration with transformers' defaults.
+
+    Raises:
+        UserError: there is none that transformers can load.
+    """
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{folder}: no configuration that transformers can load ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def pairs(model: Path, other: Path, setting: Setting, *, tied: bool) -> dict[str, Pair]:
@@ -221,7 +235,7 @@ def pairs(model: Path, other: Path, setting: Setting, *, tied: bool) -> dict[str
             tensor, or a tensor has no rule.
     """
     first, second = (
-        {name: tensor for name, tensor in stored(folder).items() if not _is_left_out(name, tied)}
+        {name: tensor for name, tensor in stored(folder).items() if not is_left_out(name, tied=tied)}
         for folder in (model, other)
     )
     for here, there, folder, missing_in in ((first, second, model, other), (second, first, other, model)):
@@ -281,17 +295,22 @@ def stored(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def is_left_out(name: str, *, tied: bool) -> bool:
+    """Whether a stored tensor is no weight of its own: the copy of a tied head, or what models recompute."""
+    return name.endswith(RECOMPUTED) or (tied and name == HEAD)
+
+
 def read(name: str, tensor: Stored) -> torch.Tensor:
     """A tensor from disk. The file is opened for it alone: a file kept open keeps all its pages in memory."""
     with safe_open(tensor.file, framework="pt") as opened:
         return opened.get_tensor(name)
 
 
-def main_dtype(pairs: Mapping[str, Pair]) -> torch.dtype:
-    """The dtype that most of the merged model's weights are in."""
+def main_dtype(tensors: Mapping[str, Stored]) -> torch.dtype:
+    """The dtype that most of a model's weights are in."""
     elements: Counter[torch.dtype] = Counter()
-    for pair in pairs.values():
-        elements[pair.dtype] += math.prod(pair.first.shape)
+    for tensor in tensors.values():
+        elements[tensor.dtype] += math.prod(tensor.shape)
     return elements.most_common(1)[0][0]
 
 
@@ -361,16 +380,3 @@ def _check_value(value: object, where: str) -> None:
             raise UserError(f"{where}: expected a number, got the text {number!r} (to YAML 1e-1 is text; write 1.0e-1)")
         if not 0 <= number <= 1:
             raise UserError(f"{where}: {number} is not from 0 (--model) to 1 (--other)")
-
-
-def _is_left_out(name: str, tied: bool) -> bool:
-    return name.endswith(RECOMPUTED) or (tied and name == HEAD)
-
-
-def _configuration(folder: Path) -> dict[str, object]:
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{folder}: no configuration that transformers can load ({str(error).splitlines()[0]})"
-        ) from None

@@ -49,11 +49,11 @@ def fetched(name):
     return MODELS / name
 
 
-def demo_tokenizer():
-    """The demo's tokenizer, or the test is skipped."""
-    folder = ROOT / "checkpoints" / "demo" / "tokenizer"
+def demo(stage):
+    """The demo's checkpoint of a stage (its tokenizer is one, too), or the test is skipped."""
+    folder = ROOT / "checkpoints" / "demo" / stage
     if not (folder / "manifest.json").is_file():
-        pytest.skip(f"{folder} is not there: make tokenizer")
+        pytest.skip(f"{folder} is not there: make {stage}")
     return folder
 
 

@@ -70,7 +70,7 @@ def make(tmp_path):
     def made(name):
         base, _, change = name.partition("+")
         if name == "demo":
-            return peer.demo_tokenizer()
+            return peer.demo("tokenizer")
         if base == "tekken":
             return tekken(tmp_path / "tekken")
         if base == "mistral":

@@ -123,7 +123,7 @@ def not_text(new, old):
 def test_smollm2_gets_the_same_rows(tmp_path, vocabulary_of):
     base = smollm2(tmp_path / "base")
     if vocabulary_of == "demo":
-        tokenizer = peer.demo_tokenizer()
+        tokenizer = peer.demo("tokenizer")
     else:
         tokenizer = peer.train(base, tmp_path / "tokenizer", "--vocab_size=3000")
     new, old = models.load_tokenizer(tokenizer), models.load_tokenizer(base)
