@@ -18,8 +18,8 @@ from lib import cli, documents, extraction, instructions, preferences, progress,
 from lib.errors import UserError
 
 Format = Literal[
-    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "documents", "instructions", "preferences", "model",
-    "model_gguf", "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
+    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "gettext", "documents", "instructions", "preferences",
+    "model", "model_gguf", "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
 ]  # fmt: skip
 MODELS = ("model", "model_gguf", "model_e5", "model_random", "encoder_random")
 FROM_HUB = ("documents", "instructions", "preferences", "model", "tokenizer")

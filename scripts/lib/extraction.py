@@ -243,7 +243,8 @@ def html_paragraphs(source: str, drop_sections: Collection[str] = ()) -> list[st
         tree = lxml.html.document_fromstring(source)
     except (lxml.etree.ParserError, ValueError):
         return []
-    main = next((found[0] for path in MAIN if (found := tree.xpath(path))), tree)
+    # The one part that is the page's own; a text of several articles is none of them.
+    main = next((found[0] for path in MAIN if len(found := tree.xpath(path)) == 1), tree)
     blocks: list[tuple[str, str]] = []
     _walk(main, [], blocks)
     return _cleaned(_without_sections(blocks, drop_sections))

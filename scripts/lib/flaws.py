@@ -145,7 +145,10 @@ def is_wrong_language(said: str, language: Language) -> bool:
     others += sum(map(len, english))
     if ours + others >= TOLD_LETTERS and ours < MIN_SCRIPT_SHARE * (ours + others):
         return True
-    return len(letters) >= IDENTIFIED_LETTERS and languages.probability(said, language.code, language.told_with) < MIN_PROBABILITY
+    return (
+        len(letters) >= IDENTIFIED_LETTERS
+        and languages.probability(said, language.code, language.told_with) < MIN_PROBABILITY
+    )
 
 
 def english_words(said: str, language: Language) -> list[str]:
