@@ -9,5 +9,5 @@ PREFERENCES :=
 PROMPTS := data/builtin/languages/kk.prompts.jsonl
 SWEEP := 51200 53248
 TOKENIZERS := tokenizer-llama3 tokenizer-gpt4o
-$(foreach stage,dedup annotate filter init pack merge reward sft,$(eval CONF-$(stage) := configs/demo/$(stage).yaml))
+$(foreach stage,dedup annotate init pack merge reward sft,$(eval CONF-$(stage) := configs/demo/$(stage).yaml))
 CONF-instruct := configs/test/languages/instruct.yaml
