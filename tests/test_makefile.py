@@ -190,10 +190,10 @@ def test_the_target_language_reaches_the_stages_that_depend_on_it(tmp_path):
         lines = make(*given, *more).stdout.splitlines()
         for script, flag in (("train_spm", "language"), ("eval", "language"), ("compare", "language")):
             (told,) = {
-                found for line in lines if f"/{script}.py " in line for found in re.findall(rf"--{flag}=(\S+)", line)
+                found for line in lines if f"/{script}.py --" in line for found in re.findall(rf"--{flag}=(\S+)", line)
             }
             assert told == code
-        assert [re.findall(r"--spoken=(\S+)", line) for line in lines if "/reward.py " in line] == [[f"{code},en"]]
+        assert [re.findall(r"--spoken=(\S+)", line) for line in lines if "/reward.py --" in line] == [[f"{code},en"]]
 
 
 def test_a_language_of_no_source_retrains_nothing():
