@@ -18,6 +18,7 @@ PYTHON ?= #      an interpreter with all requirements installed (the image's); n
 CONF := configs/$(PROFILE)
 $(if $(wildcard $(CONF)/profile.mk),,$(error no profile '$(PROFILE)'; there are: $(patsubst configs/%/profile.mk,%,$(wildcard configs/*/profile.mk))))
 include $(CONF)/profile.mk
+TARGET ?= ru##     the language that is taught, from the profile if not given: a file of configs/languages/ (docs/NEW_LANGUAGE.md)
 ANNOTATE ?= #     yes: train the filter on annotations of a language model (OPENAI_BASE_URL, _MODEL, _API_KEY), not on weak labels
 TRANSLATE ?= #    those of INSTRUCT that the same language model translates first (translate.yaml)
 MERGE ?= #        yes: instruction tuning starts from init and cpt merged (merge.yaml), not from cpt
@@ -56,7 +57,7 @@ ifeq ($(strip $(PYTHON)),)
 endif
 
 # What a profile needs of the machine is checked before anything else, the virtual environment included.
-QUIET_GOALS := help plan estimate test test-peers lint hashes audit sbom clean chat serve compare push settings-%
+QUIET_GOALS := help plan estimate test test-languages test-peers lint hashes audit sbom clean chat serve compare push settings-%
 ifneq ($(strip $(NEEDS)),)
 ifneq ($(filter-out $(QUIET_GOALS),$(MAKECMDGOALS)),)
 # Not in a dry run: MAKEFLAGS begins with the single-letter flags, if there are any.
@@ -117,12 +118,15 @@ templates-report := report.html.j2 answers.html.j2 style.css model_card.md.j2
 code = scripts/$(or $(script-$(1)),$(1)).py $(lib-$(1):%=scripts/lib/%.py) $(templates-$(1):%=scripts/lib/%)
 
 # What else a stage reads from the repository.
-reads-filter := $(wildcard configs/languages/*.yaml configs/languages/*.blocked.txt)
-reads-tokenizer := $(wildcard configs/languages/*.yaml)
-reads-translate := $(wildcard configs/languages/translate/*.yaml configs/languages/*.yaml)
+# The languages' files: of the target, of English and of what the sources say they are in, so that a new language retrains no other.
+spoken := $(sort $(TARGET) en $(shell sed -n 's/^language: *//p' $(SOURCES:%=configs/sources/%.yaml)))
+reads-languages := $(wildcard $(spoken:%=configs/languages/%.yaml))
+reads-filter := $(reads-languages) $(wildcard $(spoken:%=configs/languages/%.blocked.txt))
+reads-tokenizer := $(reads-languages)
+reads-translate := $(reads-languages) $(wildcard $(spoken:%=configs/languages/translate/%.yaml))
 # The tasks, and the project's own items for them.
 reads-instruct := $(wildcard configs/eval/*/*.yaml data/builtin/demo/*)
-reads-eval := $(reads-instruct)
+reads-eval := $(reads-instruct) $(reads-languages) $(wildcard $(PROMPTS))
 
 TEXTS := $(SOURCES) $(INSTRUCT) $(PREFERENCES)
 FOLDERS := $(BASE) $(sort $(ENCODER) $(REWARD_ENCODER)) $(TOKENIZERS)
@@ -130,12 +134,13 @@ fetched := $(TEXTS:%=$(RAW)/%) $(FOLDERS:%=$(MODELS)/%)
 # What the Makefile itself decides about a stage.
 facts-dedup := $(SOURCES)
 facts-filter := $(ENCODER) $(ANNOTATE)
-facts-tokenizer := $(BASE) $(TOKENIZERS)
+facts-tokenizer := $(BASE) $(TOKENIZERS) $(TARGET)
 facts-init := $(BASE)
-facts-reward := $(PREFERENCES) $(REWARD_ENCODER)
+facts-translate := $(TARGET)
+facts-reward := $(PREFERENCES) $(REWARD_ENCODER) $(TARGET)
 facts-instruct := $(strip $(INSTRUCT) $(TRANSLATE) $(PREFERENCES))
 facts-sft := $(strip $(MERGE))
-facts-eval := $(BASE)
+facts-eval := $(BASE) $(TARGET) $(PROMPTS)
 facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
 
 ##@ The pipeline
@@ -178,7 +183,7 @@ $(at-filter)/manifest.json: $(call key-of,filter) $(at-dedup)/manifest.json $(MO
 	$(call run,filter,filter) --documents=$(at-dedup)/documents --encoder=$(MODELS)/$(ENCODER) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)/documents) --out=$(@D)
 
 $(at-tokenizer)/manifest.json: $(call key-of,tokenizer) $(at-filter)/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) | $(READY)
-	$(call run,train_spm,tokenizer) --documents=$(at-filter) --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
+	$(call run,train_spm,tokenizer) --language=$(TARGET) --documents=$(at-filter) --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) --out=$(@D)
 
 $(at-init)/manifest.json: $(call key-of,init) $(at-tokenizer)/manifest.json $(MODELS)/$(BASE)/manifest.json $(at-filter)/manifest.json | $(READY)
 	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(at-tokenizer) --documents=$(at-filter) --out=$(@D)
@@ -193,10 +198,10 @@ $(at-merge)/manifest.json: $(call key-of,merge) $(at-init)/manifest.json $(at-cp
 	$(call run,merge,merge) --model=$(at-init) --other=$(at-cpt) --out=$(@D)
 
 $(at-translated)/%/manifest.json: $(call key-of,translate) $(RAW)/%/manifest.json | $(READY)
-	$(call run,translate,translate) --items=$(RAW)/$* --out=$(@D)
+	$(call run,translate,translate) --language=$(TARGET) --items=$(RAW)/$* --out=$(@D)
 
 $(at-reward)/manifest.json: $(call key-of,reward) $(call manifests,$(PREFERENCES:%=$(RAW)/%) $(MODELS)/$(REWARD_ENCODER)) | $(READY)
-	$(if $(strip $(PREFERENCES)),,$(error profile $(PROFILE) has no PREFERENCES to learn a reward from))$(call run,reward,reward) --preferences=$(call list,$(PREFERENCES:%=$(RAW)/%)) --encoder=$(MODELS)/$(REWARD_ENCODER) --out=$(@D)
+	$(if $(strip $(PREFERENCES)),,$(error profile $(PROFILE) has no PREFERENCES to learn a reward from))$(call run,reward,reward) --spoken=$(TARGET),en --preferences=$(call list,$(PREFERENCES:%=$(RAW)/%)) --encoder=$(MODELS)/$(REWARD_ENCODER) --out=$(@D)
 
 $(at-instruct)/manifest.json: $(call key-of,instruct) $(call manifests,$(instructions) $(reward)) | $(READY)
 	$(call run,instruct,instruct) --instructions=$(call list,$(instructions)) $(addprefix --reward=,$(reward)) --out=$(@D)
@@ -212,7 +217,7 @@ model-merge := $(at-merge)
 model-sft := $(at-sft)
 # A variant is scored on the profile's text, whatever text it has of its own.
 $(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
-	$(call run,eval,eval) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
+	$(call run,eval,eval) --language=$(TARGET) $(addprefix --prompts=,$(PROMPTS)) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 # Once, whatever is scored: all checkpoints have the items of the base.
 $(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(at-filter)/manifest.json | $(READY)
@@ -255,7 +260,7 @@ chat: | $(READY) ## talk to MODEL in the terminal
 	@$(PY) scripts/chat.py --model=$(model)
 evaluation = $(if $(findstring /,$(1)),$(1),$(at-eval)/$(strip $(1)))
 compare: | $(READY) ## evaluations A and B side by side: paired differences, flaws, answers
-	$(if $(and $(strip $(A)),$(strip $(B))),,$(error say A= and B=: checkpoints that `make eval` has scored, or folders of evaluations))@$(PY) scripts/compare.py --first=$(call evaluation,$(A)) --second=$(call evaluation,$(B)) --out=$(D)/compare
+	$(if $(and $(strip $(A)),$(strip $(B))),,$(error say A= and B=: checkpoints that `make eval` has scored, or folders of evaluations))@$(PY) scripts/compare.py --language=$(TARGET) --first=$(call evaluation,$(A)) --second=$(call evaluation,$(B)) --out=$(D)/compare
 serve: | $(READY) ## MODEL behind an OpenAI-compatible server (transformers serve; for many users `vllm serve` on the same folder)
 	HF_HUB_OFFLINE=1 HF_HUB_DISABLE_UPDATE_CHECK=1 $(PY) -m transformers.cli.transformers serve $(model) --port $(PORT)
 
@@ -270,7 +275,7 @@ push: | $(READY) ## finished stages to TO in object storage, each manifest last;
 include configs/comparisons.mk
 
 ##@ Everything else
-.PHONY: help plan estimate setup test test-peers lint hashes audit sbom clean
+.PHONY: help plan estimate setup test test-languages test-peers lint hashes audit sbom clean
 help: ## this page
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile configs/comparisons.mk
 	@printf '\nVariables (make VARIABLE=value ...)\n'
@@ -285,6 +290,8 @@ estimate: | $(READY) ## before anything is rented: tokens, FLOPs, memory by part
 setup: $(READY) ## the virtual environment from pinned requirements
 test: $(READY_TO_TEST) ## the tests
 	$(PY) -m pytest
+test-languages: $(READY) ## the whole test profile in other languages (configs/test-<code>)
+	@for profile in $(patsubst configs/%/profile.mk,%,$(wildcard configs/test-*/profile.mk)); do $(MAKE) all PROFILE=$$profile; done
 test-peers: $(READY_TO_TEST) ## comparisons with mergekit and llama.cpp, in an environment of theirs
 	@$(MAKE) -s PROFILE=test VENV=.venv-peers .venv-peers/.peers
 	PEERS=.venv-peers $(PY) -m pytest tests/peers

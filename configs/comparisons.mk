@@ -46,19 +46,19 @@ reads-vocab-sweep-tokenizer := $(reads-tokenizer)
 CONF-init-bench-init := $(call conf,init)
 CONF-init-bench-cpt := $(call conf,cpt)
 CONF-vocab-sweep-tokenizer := $(call conf,tokenizer)
-facts-init-bench := $(BASE) $(INIT_METHODS)
+facts-init-bench := $(BASE) $(TARGET) $(INIT_METHODS)
 facts-init-bench-init := $(BASE)
 facts-init-bench-cpt := $(STEPS)
-facts-vocab-sweep-tokenizer := $(BASE)
+facts-vocab-sweep-tokenizer := $(BASE) $(TARGET)
 facts-vocab-sweep := $(BASE) $(SWEEP)
 $(foreach stage,tokenizer init pack cpt,$(eval CONF-kl-bench-$(stage) := $(call conf,$(stage))))
-facts-kl-bench := $(BASE) $(KL_RUNS) $(GENERAL)
-facts-kl-bench-tokenizer := $(BASE) $(foreach mode,extend replace,$(mode) $(KL_VOCABULARY-$(mode)))
+facts-kl-bench := $(BASE) $(TARGET) $(KL_RUNS) $(GENERAL)
+facts-kl-bench-tokenizer := $(BASE) $(TARGET) $(foreach mode,extend replace,$(mode) $(KL_VOCABULARY-$(mode)))
 facts-kl-bench-init := $(BASE)
 facts-kl-bench-cpt := $(BASE) $(STEPS) $(KL_FLAGS) $(foreach run,$(KL_RUNS),$(KL_FLAGS-$(run)))
 
 $(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)): $(C)/vocab-sweep/%/manifest.json: $(K)/vocab-sweep-tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
-	$(call run,train_spm,tokenizer) --vocab_size=$* --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
+	$(call run,train_spm,tokenizer) --language=$(TARGET) --vocab_size=$* --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
 
 $(D)/vocab-sweep/manifest.json: $(K)/vocab-sweep $(call manifests,$(SWEEP:%=$(C)/vocab-sweep/%)) | $(READY)
 	$(call run,vocab_sweep,vocab-sweep) --tokenizers=$(call list,$(SWEEP:%=$(C)/vocab-sweep/%)) --base=$(MODELS)/$(BASE) --out=$(@D)
@@ -71,12 +71,12 @@ $(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)): $(C)/init-bench/%/cpt
 	$(call train,cpt) --reference=none --max_steps=$(STEPS) --model=$(C)/init-bench/$*/init --pack=$(D)/pack --out=$(@D)
 
 $(D)/init-bench/manifest.json: $(K)/init-bench $(call manifests,$(INIT_METHODS:%=$(C)/init-bench/%/cpt)) | $(READY)
-	$(call run,init_bench,init-bench) --runs=$(call list,$(INIT_METHODS:%=$(C)/init-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/pack/held_out/documents --out=$(@D)
+	$(call run,init_bench,init-bench) --language=$(TARGET) --runs=$(call list,$(INIT_METHODS:%=$(C)/init-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/pack/held_out/documents --out=$(@D)
 
 kl-mode = $(firstword $(subst -, ,$(1)))
 kl-modes := $(sort $(foreach run,$(KL_RUNS),$(call kl-mode,$(run))))
 $(call manifests,$(kl-modes:%=$(C)/kl-bench/%/tokenizer)): $(C)/kl-bench/%/tokenizer/manifest.json: $(K)/kl-bench-tokenizer $(D)/filter/manifest.json $(MODELS)/$(BASE)/manifest.json | $(READY)
-	$(call run,train_spm,tokenizer) --mode=$* $(addprefix --vocab_size=,$(KL_VOCABULARY-$*)) --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
+	$(call run,train_spm,tokenizer) --language=$(TARGET) --mode=$* $(addprefix --vocab_size=,$(KL_VOCABULARY-$*)) --documents=$(D)/filter --base=$(MODELS)/$(BASE) --out=$(@D)
 
 $(call manifests,$(kl-modes:%=$(C)/kl-bench/%/init)): $(C)/kl-bench/%/init/manifest.json: $(K)/kl-bench-init $(C)/kl-bench/%/tokenizer/manifest.json $(MODELS)/$(BASE)/manifest.json $(D)/filter/manifest.json | $(READY)
 	$(call run,init_embeddings,init) --base=$(MODELS)/$(BASE) --tokenizer=$(C)/kl-bench/$*/tokenizer --documents=$(D)/filter --out=$(@D)
@@ -89,19 +89,19 @@ $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%)): $(C)/kl-bench/%/manifest.json: $
 	$(call train,cpt) --reference=$(word 2,$(subst -, ,$*)) --max_steps=$(STEPS) $(or $(KL_FLAGS-$*),$(KL_FLAGS)) --model=$(C)/kl-bench/$(call kl-mode,$*)/init --base=$(MODELS)/$(BASE) --pack=$(D)/kl-bench/$(call kl-mode,$*)/pack --out=$(@D)
 
 $(D)/kl-bench/scores/manifest.json: $(K)/kl-bench $(call manifests,$(KL_RUNS:%=$(C)/kl-bench/%) $(RAW)/$(GENERAL)) | $(READY)
-	$(call run,kl_bench,kl-bench) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)
+	$(call run,kl_bench,kl-bench) --language=$(TARGET) --runs=$(call list,$(KL_RUNS:%=$(C)/kl-bench/%)) --base=$(MODELS)/$(BASE) --held_out=$(D)/kl-bench/$(firstword $(kl-modes))/pack/held_out/documents --general=$(RAW)/$(GENERAL)/documents --tasks=configs/eval/builtin/minimal_pairs.yaml --out=$(@D)
 
 ##@ Comparisons
 .PHONY: ablations bench-cpt bench-sft bench-dedup bench-filter bench-tokenizer init-bench kl-bench mihash-bench vocab-sweep bench-eval
 bench-tokenizer: $(D)/filter/manifest.json $(call manifests,$(addprefix $(MODELS)/,$(BASE) $(TOKENIZERS))) ## tokens, time and memory of new tokenizers, beside peers
-	$(PY) scripts/bench_tokenizer.py --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
+	$(PY) scripts/bench_tokenizer.py --language=$(TARGET) --documents=$(D)/filter --base=$(MODELS)/$(BASE) $(if $(TOKENIZERS),--compare=$(call list,$(TOKENIZERS:%=$(MODELS)/%))) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-dedup: $(call manifests,$(SOURCES:%=$(RAW)/%)) ## time, memory and recall of deduplication, beside peers in an environment of theirs
 	@$(MAKE) -s PROFILE=test VENV=.venv-bench .venv-bench/.bench
-	.venv-bench/bin/python scripts/bench_dedup.py --documents=$(RAW) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
+	.venv-bench/bin/python scripts/bench_dedup.py --language=$(TARGET) --documents=$(RAW) $(if $(strip $(TEXT)),--text=$(strip $(TEXT)))
 bench-filter: $(D)/filter/manifest.json $(D)/dedup/manifest.json ## documents/s of the trained filter, beside the transformers pipeline
 	$(PY) scripts/bench_filter.py --model=$(D)/filter/model --documents=$(D)/dedup/documents
 bench-cpt: $(C)/init/manifest.json $(D)/filter/manifest.json ## tokens/s of cpt beside a plain Trainer; time and memory of the chunked head
-	$(PY) scripts/bench_cpt.py --model=$(C)/init --documents=$(D)/filter/documents
+	$(PY) scripts/bench_cpt.py --language=$(TARGET) --model=$(C)/init --documents=$(D)/filter/documents
 bench-sft: $(MODELS)/$(BASE)/manifest.json $(call manifests,$(INSTRUCT:%=$(RAW)/%)) ## tokens/s of sft beside TRL, in an environment of its own
 	@$(MAKE) -s PROFILE=test VENV=.venv-bench .venv-bench/.bench
 	.venv-bench/bin/python scripts/bench_sft.py --model=$(MODELS)/$(BASE) --instructions=$(call list,$(INSTRUCT:%=$(RAW)/%))
@@ -112,7 +112,7 @@ mihash-bench: $(call manifests,$(MIHASH_CORPUS:%=$(RAW)/%) $(MODELS)/e5-small) #
 init-bench: $(D)/init-bench/manifest.json ## ways to initialise embeddings, before and after a short training
 # Each variant is a make of its own, which finds out what it can share; a grid is `make ablate-<its file's name>`.
 ablate-%: $(CONF)/ablations/%.yaml | $(READY)
-	$(PY) scripts/ablate.py --grid=$< --profile=$(PROFILE) --out=$(D)/ablations/$*
+	$(PY) scripts/ablate.py --language=$(TARGET) --grid=$< --profile=$(PROFILE) --out=$(D)/ablations/$*
 settings-%:
 	@echo $(call conf,$*)
 ablations: $(patsubst $(CONF)/ablations/%.yaml,ablate-%,$(wildcard $(CONF)/ablations/*.yaml)) ## all grids of the profile

@@ -62,7 +62,7 @@ def main(
         held_out, size = _write_text(documents, text, language, english_share, megabytes, folder)
         if not held_out:
             raise UserError(f"{documents}: no held-out document in language '{language}'")
-        latin = spoken.script == "Latin"
+        latin = "Latin" in spoken.scripts
         jobs = {
             "replace": (_train_on_words, (folder, vocab_size)),
             "sentencepiece on running text": (_train_on_text, (folder, vocab_size)),

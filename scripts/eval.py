@@ -33,6 +33,7 @@ def main(
     tasks: list[Path] = [],  # noqa: B006 (never changed)
     data: dict[str, Path] = {},  # noqa: B006 (never changed)
     prompts: Path | None = None,
+    language: str = "ru",
     num_fewshot: int = 0,
     limit: int | None = None,
     max_new_tokens: int = 64,
@@ -52,6 +53,7 @@ def main(
         tasks: task files (configs/eval/**.yaml).
         data: local files of a task's items by its name, of another split by `<task>.<split>`; a folder's are parts of one set.
         prompts: questions to answer, JSON Lines; none if not given.
+        language: code of the target language; a prompt that names none is in it or in English.
         num_fewshot: examples before each item, for tasks that have a pool of them.
         limit: so many items of each task, drawn by the seed, and the first so many prompts; all by default.
         max_new_tokens: the longest answer.
@@ -77,7 +79,7 @@ def main(
         from lib import fertility, flaws, generation, harness, metrics, models, paired
 
         questions = generation.read_prompts(prompts)[:limit] if prompts is not None else []
-        asked_in = [flaws.asked_in(question) for question in questions]
+        asked_in = [flaws.asked_in(question, (settings["language"], "en")) for question in questions]
         if window > (longest := models.context_length(model)):
             raise UserError(f"--window={window}: {model} was made for {longest:,} tokens at most")
         loaded = harness.load(tasks, num_fewshot=num_fewshot, seed=seed, data=data)

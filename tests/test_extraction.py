@@ -4,6 +4,7 @@ import bz2
 import html
 import json
 import sqlite3
+import struct
 from collections import Counter
 
 import pytest
@@ -285,7 +286,7 @@ def test_untranslated_paragraphs_are_left_out_and_titles_with_nothing_below():
         "Команда ls показывает файлы.",
     ]
     skipped = Counter()
-    assert list(extraction.translated([page, ["Only English here."]], "Cyrillic", skipped)) == [
+    assert list(extraction.translated([page, ["Only English here."]], ["Cyrillic"], skipped)) == [
         ["Панель", "Команда.", "Find Bar", "Команда ls показывает файлы."]
     ]
     assert skipped == {"untranslated_paragraph": 4}
@@ -330,3 +331,60 @@ def test_cleaning():
 )  # fmt: skip
 def test_instructions_of_every_shape(record, columns, expected):
     assert instructions.normalise(record, columns) == expected
+
+
+def write_catalogue(path, pairs, order="<"):
+    """A .mo file as GNU gettext's manual lays it out: header, two tables of lengths and offsets, the texts."""
+    texts = [text.encode() for column in zip(*pairs, strict=True) for text in column]
+    start = 28 + 8 * len(texts)
+    places, body = [], b""
+    for text in texts:
+        places += [len(text), start + len(body)]
+        body += text + b"\0"
+    header = struct.pack(f"{order}7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0)
+    path.write_bytes(header + struct.pack(f"{order}{len(places)}I", *places) + body)
+    return path
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_messages_of_a_program(tmp_path, order):
+    said = "Құжат жабылады, сақталмаған өзгерістер жоғалады."
+    pairs = [
+        ("", "Content-Type: text/plain; charset=UTF-8\n"),
+        ("menu\4Close", "Жабу"),
+        ("dialog\4The document closes.", "Құжат ~жабылады, _сақталмаған өзгерістер жоғалады."),
+        ("%d file is lost\0%d files are lost", "%d файл жоғалды, оны қалпына келтіру мүмкін емес\0көптік түрі"),
+        ("ctx\4A message that nobody has translated into Kazakh", "A message that nobody has translated into Kazakh"),
+        ("Two paragraphs", "Бірінші абзац, ол ұзақтау болды.\n\nЕкінші абзац snake_case."),
+    ]
+    skipped = Counter()
+    units = list(extraction.messages([write_catalogue(tmp_path / "a.mo", pairs, order)], skipped))
+    assert units == [
+        [said],
+        ["%d файл жоғалды, оны қалпына келтіру мүмкін емес"],
+        ["Бірінші абзац, ол ұзақтау болды.", "Екінші абзац snake_case."],
+    ]
+    assert skipped == {"short_message": 1, "untranslated_message": 1}
+
+
+def test_what_is_no_catalogue(tmp_path):
+    whole = write_catalogue(tmp_path / "a.mo", [("a", "б" * 50)])
+    content = whole.read_bytes()
+    for spoilt, message in (
+        (b"PK\3\4", "not a compiled catalogue"),
+        (content[:-20], "cut short"),
+        (content[:30], "not a whole catalogue"),
+        (content.replace("б".encode(), b"\xff\xfe"), "not a whole catalogue in UTF-8"),
+    ):
+        whole.write_bytes(spoilt)
+        with pytest.raises(UserError, match=message):
+            list(extraction.catalogue(whole))
+
+
+def test_a_page_of_several_articles_is_read_whole():
+    source = (
+        "<body><h1>Права</h1><article><p>Первая статья.</p></article><article><p>Вторая статья.</p></article></body>"
+    )
+    assert extraction.html_paragraphs(source) == ["Права", "Первая статья.", "Вторая статья."]
+    alone = "<body><p>Меню сайта</p><article><p>Первая статья.</p></article></body>"
+    assert extraction.html_paragraphs(alone) == ["Первая статья."]

@@ -1,5 +1,6 @@
 """lib/flaws.py: each flag by examples worked out by hand, what has it and what nearly has it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -186,3 +187,25 @@ def test_the_language_asked_is_the_prompts_unless_it_says_another(tmp_path):
 def test_the_built_in_prompts_ask_for_russian():
     prompts = generation.read_prompts(ROOT / "data" / "builtin" / "demo" / "qualitative_prompts.jsonl")
     assert {flaws.asked_in(prompt).code for prompt in prompts} == {"ru"}
+
+
+def test_a_word_of_two_scripts_that_are_both_the_languages():
+    serbian = languages.load("sr")
+    assert flaws.mixed_words("Обе азбуке, oba pisma, и SMSови.", serbian) == []
+    assert flaws.mixed_words("Мешана rечи и реch.", serbian) == ["rечи", "реch"]
+    assert not flaws.applies("english_words", serbian)
+    assert "wrong_language" not in flaws.find("Pas spava na pragu, a mačka gleda kroz prozor.", serbian, finished=True)
+    assert "wrong_language" in flaws.find("Ο σκύλος κοιμάται στο κατώφλι του σπιτιού.", serbian, finished=True)
+
+
+def test_words_that_stay_in_latin_letters_are_the_languages():
+    said = "Адрас e-mail напішыце тут."
+    assert flaws.english_words(said, languages.load("be")) == []
+    assert flaws.english_words(said, dataclasses.replace(languages.load("be"), latin_words=())) == ["e-mail"]
+
+
+def test_a_prompt_is_in_the_target_language_or_in_english():
+    question = {"prompt": "Чаму неба блакітнае?"}
+    assert flaws.asked_in(question, ("be", "en")).code == "be"
+    assert flaws.asked_in({"prompt": "Why is the sky blue?"}, ("be", "en")).code == "en"
+    assert flaws.asked_in(question | {"language": "kk"}, ("be", "en")).code == "kk"

@@ -189,3 +189,34 @@ def test_several_machines_without_a_way_to_reach_them_are_refused():
     process = make("-n", "cpt", "NODES=2", check=False)
     assert process.returncode != 0
     assert "NODES=2: say HOSTFILE=" in process.stderr
+
+
+def test_the_target_language_reaches_the_stages_that_depend_on_it(tmp_path):
+    given = (
+        "-n",
+        "all",
+        "compare",
+        "A=base",
+        "B=cpt",
+        "PROFILE=test",
+        f"D={tmp_path}/d",
+        f"C={tmp_path}/c",
+        f"K={tmp_path}/k",
+    )
+    for more, code in ((), "ru"), (("TARGET=kk",), "kk"):
+        lines = make(*given, *more).stdout.splitlines()
+        for script, flag in (("train_spm", "language"), ("eval", "language"), ("compare", "language")):
+            (told,) = {
+                found for line in lines if f"/{script}.py --" in line for found in re.findall(rf"--{flag}=(\S+)", line)
+            }
+            assert told == code
+        assert [re.findall(r"--spoken=(\S+)", line) for line in lines if "/reward.py --" in line] == [[f"{code},en"]]
+
+
+def test_a_language_of_no_source_retrains_nothing():
+    show = "--eval=show: ; @echo $(reads-filter) , $(reads-tokenizer) , $(facts-tokenizer)"
+    for profile, code, other in (("test", "ru", "kk"), ("test-kk", "kk", "ru")):
+        listed = make("show", f"PROFILE={profile}", show).stdout
+        assert listed.count(f"configs/languages/{code}.yaml") == listed.count("configs/languages/en.yaml") == 2
+        assert f"configs/languages/{other}" not in listed
+        assert listed.split()[-1] == code

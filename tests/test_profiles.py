@@ -13,6 +13,7 @@ from lib import cli
 
 ROOT = Path(__file__).parents[1]
 BIG = ("vikhr-7b", "llama2-7b", "llama3-8b", "nemo-12b")
+OTHER_LANGUAGES = ("kk-demo", "test-be", "test-kk", "test-sr")
 SCRIPTS = {"tokenizer": "train_spm", "init": "init_embeddings"}
 STAGES = (
     "dedup", "filter", "tokenizer", "init", "pack", "cpt", "merge", "reward", "instruct", "sft", "eval", "report", "estimate",
@@ -33,7 +34,7 @@ def config(profile, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("profile", [*BIG, "demo", "smollm2"])
+@pytest.mark.parametrize("profile", [*BIG, "demo", "smollm2", *OTHER_LANGUAGES])
 def test_every_stage_reads_its_settings(profile, stage):
     main = importlib.import_module(SCRIPTS.get(stage, stage)).main
     settings = config(profile, stage)
@@ -44,7 +45,7 @@ def test_every_stage_reads_its_settings(profile, stage):
     cli.resolve(main, {"config": str(settings), **paths})
 
 
-@pytest.mark.parametrize("profile", BIG)
+@pytest.mark.parametrize("profile", [*BIG, *OTHER_LANGUAGES])
 def test_every_name_is_a_source(profile):
     names = variables(profile, "BASE", "ENCODER", "SOURCES", "INSTRUCT", "PREFERENCES", "REWARD_ENCODER", "TOKENIZERS")
     for name in " ".join(names.values()).split():
@@ -76,3 +77,16 @@ def test_numbers_of_the_paper(profile):
 def test_files_named_in_settings_exist(profile):
     for stage, key in (("cpt", "deepspeed"), ("sft", "deepspeed"), ("tokenizer", "chat_template")):
         assert (ROOT / cli.load_yaml(config(profile, stage))[key]).is_file()
+
+
+@pytest.mark.parametrize("profile", OTHER_LANGUAGES)
+def test_a_profile_in_another_language_learns_that_language(profile):
+    given = variables(profile, "TARGET", "SOURCES", "PREFERENCES", "PROMPTS")
+    assert profile.removesuffix("-demo").removeprefix("test-") == given["TARGET"]
+    spoken = [
+        yaml.safe_load((ROOT / "configs" / "sources" / f"{name}.yaml").read_text(encoding="utf-8"))["language"]
+        for name in given["SOURCES"].split()
+    ]
+    assert set(spoken) == {given["TARGET"], "en"}
+    assert (ROOT / given["PROMPTS"]).is_file()
+    assert not given["PREFERENCES"].strip()

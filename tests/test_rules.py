@@ -1,5 +1,6 @@
 """Rules: each on a text that breaks it and one that does not, measures worked out by hand, languages that are not ours."""
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -217,3 +218,14 @@ def test_no_rule_fails_on_any_text(text):
 def test_an_unknown_rule_is_refused():
     with pytest.raises(UserError, match="unknown rule 'too_lnog', did you mean 'too_long'"):
         rules.check({"too_lnog": 1})
+
+
+def test_words_of_grammar():
+    assert rules.measure("few_stop_words", "The cat sat on the mat.", EN) == pytest.approx(3 / 6)
+    assert rules.measure("few_stop_words", "Её дом — её крепость, ещё и у моря", RU) == pytest.approx(5 / 8)
+    assert rules.measure("few_stop_words", "!", EN) == 0
+    listed = "yellow paint, iron nails, copper wire, wooden planks"
+    assert rules.broken(listed, EN, {"few_stop_words": 0.05}) == "few_stop_words"
+    assert rules.broken("Paint the planks before they are nailed.", EN, {"few_stop_words": 0.05}) is None
+    # Where nobody has listed any, nothing is removed for it.
+    assert rules.measure("few_stop_words", listed, dataclasses.replace(EN, stop_words=())) == 1

@@ -276,6 +276,24 @@ def test_refusals(text, refuses):
 
 
 @pytest.mark.parametrize(
+    ("code", "text", "refuses"),
+    [
+        ("be", "Выбачайце, але я не магу дапамагчы з гэтым.", True),
+        ("be", "Як моўная мадэль, я не маю ўласнай думкі.", True),
+        ("be", "Не магу не згадзіцца.", False),
+        ("kk", "Кешіріңіз, мен бұл сұраққа жауап бере алмаймын.", True),
+        ("kk", "Тілдік модель ретінде мен оны айта алмаймын.", True),
+        ("kk", "Мен бұл кітапты оқып шықтым.", False),
+        ("sr", "Извините, али не могу да помогнем.", True),
+        ("sr", "Nažalost, ne mogu da prevedem ovaj tekst.", True),
+        ("sr", "Ne mogu da zaspim kad je vruće.", False),
+    ],
+)
+def test_refusals_in_other_languages(code, text, refuses):
+    assert phrases.load(code).refuses(text) is refuses
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"refusal": []}, "unknown setting 'refusal', did you mean 'refusals'?"),

@@ -346,12 +346,20 @@ def read_records(file: Path, *, on_error: OnError, skipped: Counter[str]) -> Ite
 
 
 def language_of(record: Mapping, default: str | None) -> str | None:
-    """The ISO code in a record's `language` or `lang` (or the English name of ours), else the default."""
+    """The ISO code in a record's `language` or `lang`, where also the language's English name may stand, else the default."""
     spoken = record.get("language") or record.get("lang")
     if not isinstance(spoken, str):
         return default
-    spoken = {"russian": "ru", "english": "en"}.get(spoken.lower(), spoken)
-    return spoken if re.fullmatch("[a-z]{2,3}", spoken) else default
+    return spoken if re.fullmatch("[a-z]{2,3}", spoken) else _code_of(spoken) or default
+
+
+@functools.cache
+def _code_of(name: str) -> str | None:
+    """The ISO 639 code of a language's English name, the two-letter one if there is one."""
+    import pycountry  # few data sets name languages so
+
+    found = pycountry.languages.get(name=name)
+    return found and getattr(found, "alpha_2", found.alpha_3)
 
 
 def _refusing(file: Path, on_error: OnError, skipped: Counter[str]) -> Refuse:

@@ -10,6 +10,7 @@ import itertools
 import json
 import re
 import sqlite3
+import struct
 import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -23,12 +24,13 @@ import lxml.html
 from lib import documents, languages, progress, roff
 from lib.errors import UserError
 
-TextFormat = Literal["man", "html", "fortunes", "wiktionary", "wikipedia", "wsd"]
+TextFormat = Literal["man", "html", "fortunes", "wiktionary", "wikipedia", "wsd", "gettext"]
 TEXT_FORMATS = get_args(TextFormat)
 PAGE_CHARS = 500  # a shorter page is joined with the next
 ENTRY_CHARS = 3000  # dictionary entries, quotations and contexts are gathered up to about this
 MAX_CHARS = 8000  # a longer document is cut between paragraphs
 MAX_SAME_PATTERN = 5  # entries alike but for their headword ("a river in Russia") that are kept
+MIN_MESSAGE_CHARS = 40  # a shorter message of a program is a label
 MIN_CONTEXT_CHARS = 60  # a context or a line of an article whose whole sentences come to less is dropped
 
 BLOCKS = {
@@ -89,12 +91,14 @@ def documents_of_files(
             units = fortunes(named, skipped)
         case "wsd":
             units = word_senses(named, skipped)
+        case "gettext":
+            units = messages(named, skipped)
         case "wikipedia":
             units = wikipedia(named, skipped)
         case "wiktionary":
             units = itertools.chain.from_iterable(wiktionary(file, skipped) for file in named)
     if drop_untranslated:
-        units = translated(units, languages.load(language).script, skipped)
+        units = translated(units, languages.load(language).scripts, skipped)
     least = PAGE_CHARS if format in ("man", "html", "wikipedia") else ENTRY_CHARS
     for number, paragraphs in enumerate(shape(units, min_chars=least), start=1):
         yield {"id": f"{source}-{number:05d}", "text": "\n\n".join(paragraphs), "source": source, "language": language}
@@ -143,7 +147,7 @@ def documents_of_records(
             skipped["empty_document"] += 1
 
 
-def translated(units: Iterable[list[str]], script: str, skipped: Counter[str]) -> Iterator[list[str]]:
+def translated(units: Iterable[list[str]], scripts: Collection[str], skipped: Counter[str]) -> Iterator[list[str]]:
     """The units without the paragraphs (of more than a few letters) that are for the most part in another script.
 
     A title all of whose text goes, goes too.
@@ -153,7 +157,7 @@ def translated(units: Iterable[list[str]], script: str, skipped: Counter[str]) -
         text_went = False
         for text in reversed(unit):
             is_title = len(text) < MAX_TITLE_CHARS and not text.endswith((".", "!", "?", ":", ";", "…", ","))
-            foreign = _letters(text) >= MIN_LETTERS and languages.script_share(text, script) < 0.4
+            foreign = _letters(text) >= MIN_LETTERS and languages.script_share(text, *scripts) < 0.4
             if foreign or (is_title and text_went):
                 skipped["untranslated_paragraph"] += 1
                 text_went = True
@@ -239,7 +243,8 @@ def html_paragraphs(source: str, drop_sections: Collection[str] = ()) -> list[st
         tree = lxml.html.document_fromstring(source)
     except (lxml.etree.ParserError, ValueError):
         return []
-    main = next((found[0] for path in MAIN if (found := tree.xpath(path))), tree)
+    # The one part that is the page's own; a text of several articles is none of them.
+    main = next((found[0] for path in MAIN if len(found := tree.xpath(path)) == 1), tree)
     blocks: list[tuple[str, str]] = []
     _walk(main, [], blocks)
     return _cleaned(_without_sections(blocks, drop_sections))
@@ -253,6 +258,48 @@ def fortunes(files: Iterable[Path], skipped: Counter[str]) -> Iterator[list[str]
         for entry in re.split(r"^%[ \t]*\n?", decode(file.read_bytes(), skipped).replace("\r", ""), flags=re.MULTILINE):
             if unit := _quotation(entry):
                 yield unit
+
+
+def messages(files: Iterable[Path], skipped: Counter[str]) -> Iterator[list[str]]:
+    """Translations in the compiled catalogues of GNU gettext (.mo), each message that is more than a label a unit."""
+    for file in files:
+        for original, translation in catalogue(file):
+            # Marks of keys («~» LibreOffice's, «_» GTK's, «&» Qt's) before or inside words; forms of the plural one after another.
+            unit = _cleaned(re.sub(r"~|(?<!\w)[_&](?=\w)", "", translation.split("\0")[0]).splitlines())
+            if translation == original:
+                skipped["untranslated_message"] += 1
+            elif sum(map(len, unit)) < MIN_MESSAGE_CHARS:
+                skipped["short_message"] += 1
+            else:
+                yield unit
+
+
+def catalogue(file: Path) -> Iterator[tuple[str, str]]:
+    """(original, translation) of a .mo file, in its order, which is that of the originals; its header is left out.
+
+    The format: seven u32 (magic, revision, number of strings, where the originals' and the translations' tables begin, and two
+    of a hash table), then (length, offset) pairs. GNU gettext's manual, "The Format of GNU MO Files".
+
+    Raises:
+        UserError: it is none, or cut short.
+    """
+    content = file.read_bytes()
+    order = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}.get(content[:4])
+    if order is None:
+        raise UserError(f"{file}: not a compiled catalogue of GNU gettext")
+    try:
+        number, originals, translations = struct.unpack_from(f"{order}3I", content, 8)
+        for place in range(number):
+            texts = []
+            for table in (originals, translations):
+                length, offset = struct.unpack_from(f"{order}2I", content, table + 8 * place)
+                if offset + length > len(content):
+                    raise UserError(f"{file}: cut short")
+                texts.append(content[offset : offset + length].decode("utf-8"))
+            if texts[0]:
+                yield texts[0].rpartition("\4")[2], texts[1]  # what stands before a \4 is the original's context
+    except (struct.error, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a whole catalogue in UTF-8 ({error})") from None
 
 
 def wiktionary(database: Path, skipped: Counter[str]) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ What depends on the language comes from its file (lib/languages.py). The flags, 
   a short answer of Latin words alone too, if they are no names.
 - `english_words`: lower-case Latin words, or Latin function words, in prose of a language with another script. Not counted:
   what is code or looks like it (addresses, file names, digits inside, camelCase), names and acronyms (capitals; small words
-  between them, as in "Game of Thrones"), units, single letters, compounds («web-сайт»), words of WRITTEN_LATIN, and up to
+  between them, as in "Game of Thrones"), units, single letters, compounds («web-сайт»), the language's `latin_words`, and up to
   MENTION words that stand in quotation marks or brackets of their own, where Russian gives a term's original. A capitalised
   English word alone passes for a name, and the name of a program in small letters counts: up to 9 of 100 answers of good
   models have one, so compare rates on the same prompts and don't read them alone.
@@ -48,10 +48,6 @@ UNITS = frozenset((
     "mm", "cm", "dm", "km", "nm", "mg", "kg", "ml", "cl", "dl", "ms", "ns", "min", "hz", "khz", "mhz", "ghz", "px", "pt",
     "em", "rem", "kb", "mb", "gb", "tb", "kbps", "mbps", "gbps", "fps", "dpi", "rpm", "kcal", "kj", "kw", "kwh", "mol",
     "mmol", "ppm", "psi", "oz", "ft", "lb", "mph", "rub", "usd", "eur",
-))  # fmt: skip
-# Lower-case words that Russian editors leave in Latin letters. A guess from answers of eight models.
-WRITTEN_LATIN = frozenset((
-    "e-mail", "email", "wi-fi", "online", "offline", "web", "vs", "etc", "ok", "ph", "www", "http", "https",
 ))  # fmt: skip
 # Words by which English shows when nothing else does: capitalised at a sentence's beginning, or small inside a title.
 FUNCTION_WORDS = frozenset((
@@ -111,19 +107,18 @@ def rates(answers: Sequence[tuple[Sequence[str], Language]]) -> dict[str, dict[s
 
 def applies(flag: str, language: Language) -> bool:
     """Whether an answer in the language can have the flag: English words can't be told from Latin ones."""
-    return flag != "english_words" or language.script != "Latin"
+    return flag != "english_words" or "Latin" not in language.scripts
 
 
-def asked_in(prompt: Mapping[str, str]) -> Language:
-    """The language of a prompt's answer: what its `language` says, else the likeliest of configs/languages for its text.
+def asked_in(prompt: Mapping[str, str], spoken: Sequence[str] = ("ru", "en")) -> Language:
+    """The language of a prompt's answer: what its `language` says, else the likeliest of those spoken for its text.
 
     Raises:
         UserError: `language` has no file there.
     """
     if "language" in prompt:
         return _language(prompt["language"])
-    known = sorted(path.stem for path in languages.FOLDER.glob("*.yaml"))
-    return _language(max(known, key=lambda code: languages.probability(prompt["prompt"], code)))
+    return _language(max(spoken, key=lambda code: languages.probability(prompt["prompt"], code)))
 
 
 def prose(text: str) -> str:
@@ -134,7 +129,7 @@ def prose(text: str) -> str:
 
 def has_script(text: str, language: Language) -> bool:
     """Whether any letter is of the language's script."""
-    return languages.script_share(text, language.script) > 0
+    return languages.script_share(text, *language.scripts) > 0
 
 
 def is_wrong_language(said: str, language: Language) -> bool:
@@ -144,14 +139,16 @@ def is_wrong_language(said: str, language: Language) -> bool:
         return True
     said = _own_words(said, language)
     letters = "".join(_LETTERS.findall(said))
-    ours = sum(languages.in_script(letter, language.script) for letter in letters)
+    ours = sum(languages.in_script(letter, *language.scripts) for letter in letters)
     # Latin names are no other language: of Latin letters those of English words count.
-    known = {language.script, "Latin"}
-    others = sum(not any(languages.in_script(letter, script) for script in known) for letter in letters)
+    others = sum(not languages.in_script(letter, *language.scripts, "Latin") for letter in letters)
     others += sum(map(len, english))
     if ours + others >= TOLD_LETTERS and ours < MIN_SCRIPT_SHARE * (ours + others):
         return True
-    return len(letters) >= IDENTIFIED_LETTERS and languages.probability(said, language.code) < MIN_PROBABILITY
+    return (
+        len(letters) >= IDENTIFIED_LETTERS
+        and languages.probability(said, language.code, language.told_with) < MIN_PROBABILITY
+    )
 
 
 def english_words(said: str, language: Language) -> list[str]:
@@ -166,17 +163,18 @@ def english_words(said: str, language: Language) -> list[str]:
             if word.lower() in FUNCTION_WORDS:
                 if len(word) > 1 and not inside and not (word[0].isupper() and any(named[place + 1 : place + 2])):
                     found.append(word)
-            elif word.islower() and word not in UNITS and word not in WRITTEN_LATIN and len(word) > 1:
+            elif word.islower() and word not in UNITS and word not in language.latin_words and len(word) > 1:
                 found.append(word)
     return found
 
 
 def mixed_words(said: str, language: Language) -> list[str]:
-    """Words with letters of the language's script and of another."""
+    """Words with letters of a script of the language and of another, be that one of the language's too."""
     found = []
     for word in _LETTERS.findall(said):
-        ours = [languages.in_script(letter, language.script) for letter in word]
-        if any(ours) and not all(ours) and not _is_acronym_with_ending(word, ours):
+        ours = [[languages.in_script(letter, script) for letter in word] for script in language.scripts]
+        partly = [each for each in ours if any(each) and not all(each)]
+        if partly and not any(_is_acronym_with_ending(word, each) for each in partly):
             found.append(word)
     return found
 

@@ -8,7 +8,7 @@ import functools
 import re
 from pathlib import Path
 
-from lib import cli, languages, placeholders
+from lib import languages, placeholders
 from lib.errors import UserError
 
 FOLDER = languages.FOLDER / "translate"
@@ -57,24 +57,6 @@ def load(code: str, folder: Path | None = None) -> Phrases:
     path = (FOLDER if folder is None else folder) / f"{code}.yaml"
     if not path.is_file():
         raise UserError(f"no settings for translating '{code}': write {path} after the example of its neighbours")
-    given = cli.load_yaml(path)
-    names = [field.name for field in dataclasses.fields(Phrases) if field.name != "language"]
-    for key in given:
-        if key not in names:
-            raise UserError(f"{path}: unknown setting '{key}'{cli.closest(str(key), names)}")
-    for key in names:
-        value = given.get(key)
-        if key == "answer_request":
-            if not (isinstance(value, str) and value):
-                raise UserError(f"{path}: {key}: expected text, got {value!r}")
-        elif not (isinstance(value, list) and all(isinstance(text, str) and text for text in value)):
-            raise UserError(f"{path}: {key}: expected a list of texts, got {value!r}")
-    for pattern in given["refusals"]:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"{path}: refusals: '{pattern}' is not a regular expression ({error})") from None
-        if (plain := re.sub(r"\\.", "", pattern)) != plain.lower():
-            raise UserError(f"{path}: refusals: '{pattern}': write it in lower case; the text's case does not matter")
-    lists = {key: tuple(given[key]) for key in names if key != "answer_request"}
-    return Phrases(language, answer_request=given["answer_request"], **lists)
+    given = languages.read_fields(path, [field for field in dataclasses.fields(Phrases) if field.name != "language"])
+    languages.check_patterns(path, "refusals", given["refusals"])
+    return Phrases(language, **given)

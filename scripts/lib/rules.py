@@ -15,7 +15,7 @@ from lib.errors import UserError
 from lib.languages import Language
 
 # In the order in which they are tried: the cheap ones first, and mojibake before low_script, which it would be taken for.
-# All are 'no more than', but three.
+# All are 'no more than', but four.
 RULES = (
     "too_short",
     "too_long",
@@ -29,9 +29,10 @@ RULES = (
     "repetition",
     "repeated_phrase",
     "boilerplate",
+    "few_stop_words",
     "wrong_language",
 )
-AT_LEAST = ("too_short", "low_script", "wrong_language")
+AT_LEAST = ("too_short", "low_script", "few_stop_words", "wrong_language")
 WORD_RUN = 4  # words in the runs whose repetition counts
 PHRASE = 10  # words in the phrase whose copies are searched for
 # What the rules about repetition look at of a text: 50 MB of one document need not fill the memory.
@@ -102,7 +103,7 @@ def broken(text: str, language: Language, limits: Mapping[str, float]) -> str | 
 
 def reason(rule: str, language: Language) -> str:
     """The rule's name in removed documents: `low_script` names the script, as in `low_cyrillic`."""
-    return f"low_{language.script.lower()}" if rule == "low_script" else rule
+    return f"low_{'_or_'.join(language.scripts).lower()}" if rule == "low_script" else rule
 
 
 def measure(rule: str, text: str, language: Language) -> float:
@@ -169,6 +170,14 @@ def blocked_entries(text: str, language: Language) -> int:
     return len(found)
 
 
+def stop_word_share(text: str, language: Language) -> float:
+    """Share of the words that are words of grammar, of which lists and tables have few; 1 for a language without stop words."""
+    if not language.grammar:
+        return 1.0
+    words = languages.words(text[:MAX_CHARS])
+    return sum(word in language.grammar for word in words) / len(words) if words else 0.0
+
+
 def repetition_share(text: str) -> float:
     """Share of the runs of four words that have occurred before in the text."""
     words = _first_words(text)
@@ -217,7 +226,7 @@ def _share_of_matches(pattern: re.Pattern[str], text: str) -> float:
 _MEASURES: dict[str, Callable[[str, Language], float]] = {
     "too_short": lambda text, language: len(text.strip()),
     "too_long": lambda text, language: len(text),
-    "low_script": lambda text, language: languages.script_share(text, language.script),
+    "low_script": lambda text, language: languages.script_share(text, *language.scripts),
     "symbols": lambda text, language: symbol_share(text),
     "mojibake": lambda text, language: mojibake_share(text),
     "repeated_lines": lambda text, language: repeated_line_share(text),
@@ -229,5 +238,6 @@ _MEASURES: dict[str, Callable[[str, Language], float]] = {
     "boilerplate": lambda text, language: (
         boilerplate_share(text, language.boilerplate_pattern) if language.has_boilerplate(text) else 0.0
     ),
-    "wrong_language": lambda text, language: languages.probability(text, language.code),
+    "few_stop_words": lambda text, language: stop_word_share(text, language),
+    "wrong_language": lambda text, language: languages.probability(text, language.code, language.told_with),
 }

@@ -294,8 +294,8 @@ def _check(item: Item, sources: Sequence[str], texts: Sequence[str], rules: Rule
 
 def _check_language(name: str, text: str, rules: Rules) -> None:
     language, letters = rules.target.language, placeholders.letters(text)
-    if letters >= TOLD_LETTERS and languages.script_share(text, language.script) < rules.min_script_share:
-        raise api.Unusable("wrong_language", f"{name}: most of it is not in {language.script} letters")
+    if letters >= TOLD_LETTERS and languages.script_share(text, *language.scripts) < rules.min_script_share:
+        raise api.Unusable("wrong_language", f"{name}: most of it is not in {' or '.join(language.scripts)} letters")
     if letters >= IDENTIFIED_LETTERS and languages.probability(text, language.code) < rules.min_probability:
         raise api.Unusable("wrong_language", f"{name}: it does not look like {language.name}")
 

@@ -1,0 +1,3 @@
+# The test profile in Kazakh.
+TARGET := kk
+include configs/test/languages/language.mk
