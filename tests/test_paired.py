@@ -171,9 +171,9 @@ def test_answers_that_can_not_have_a_flag_are_no_pairs():
 def test_the_number_of_comparisons_is_said():
     base, other = evaluation("base"), evaluation("cpt")
     said = scores.compared(scores.score_table([base, other, evaluation("sft")], "ru"))
-    assert said.startswith("6 comparisons with the base, all paired; no correction for their number")
+    assert said.startswith("8 comparisons with the base, all paired; no correction for their number")
     said = scores.compared(scores.score_table([base, {"results": other["results"]}, evaluation("sft")], "ru"))
-    assert said.startswith("6 comparisons with the base, 3 of them paired")
+    assert said.startswith("8 comparisons with the base, 4 of them paired")
     assert scores.compared(scores.score_table([base], "ru")) == ""
 
 
