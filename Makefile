@@ -108,7 +108,7 @@ lib-translate := api documents instructions languages phrases placeholders recor
 lib-reward := attention corruption documents encoder fine_tuning instructions languages machine pairwise preferences rewards scoring
 lib-instruct := attention contamination corruption curation dialogues documents duplicates encoder fine_tuning harness instructions items kernels languages losses machine metrics minhash paragraphs preferences prefixes rewards scoring
 lib-sft := $(lib-training) dialogues
-lib-eval := documents fertility flaws generation harness items languages metrics models paired paragraphs prefixes rules vocabulary
+lib-eval := alignment attention dialogues divergence documents fertility flaws generation harness items languages losses metrics models packing paired paragraphs prefixes reference replies rules speed summary unseen vocabulary
 lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
 lib-export := documents generation gguf_model gguf_vocabulary hub models spm vocabulary
 lib-leaks := contamination documents harness items languages metrics paired prefixes
@@ -126,7 +126,7 @@ reads-tokenizer := $(reads-languages)
 reads-translate := $(reads-languages) $(wildcard $(spoken:%=configs/languages/translate/%.yaml))
 # The tasks, and the project's own items for them.
 reads-instruct := $(wildcard configs/eval/*/*.yaml data/builtin/demo/*)
-reads-eval := $(reads-instruct) $(reads-languages) $(wildcard $(PROMPTS))
+reads-eval := $(reads-instruct) configs/chat.jinja $(reads-languages) $(wildcard $(PROMPTS))
 
 TEXTS := $(SOURCES) $(INSTRUCT) $(PREFERENCES)
 FOLDERS := $(BASE) $(sort $(ENCODER) $(REWARD_ENCODER)) $(TOKENIZERS)
@@ -215,9 +215,9 @@ model-init := $(at-init)
 model-cpt := $(at-cpt)
 model-merge := $(at-merge)
 model-sft := $(at-sft)
-# A variant is scored on the profile's text, whatever text it has of its own.
-$(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(D)/pack/manifest.json | $(READY)
-	$(call run,eval,eval) --language=$(TARGET) $(addprefix --prompts=,$(PROMPTS)) --model=$(model-$*) --held_out=$(D)/pack/held_out/documents --out=$(@D)
+# A variant is scored on the profile's text and dialogues, whatever it has of its own.
+$(at-eval)/%/manifest.json: $(call key-of,eval) $$(model-$$*)/manifest.json $(model-base)/manifest.json $(D)/pack/manifest.json $(D)/instruct/manifest.json | $(READY)
+	$(call run,eval,eval) --language=$(TARGET) $(addprefix --prompts=,$(PROMPTS)) --model=$(model-$*) --base=$(model-base) --held_out=$(D)/pack/held_out/documents --instructions=$(D)/instruct/held_out.jsonl --out=$(@D)
 
 # Once, whatever is scored: all checkpoints have the items of the base.
 $(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(at-filter)/manifest.json | $(READY)

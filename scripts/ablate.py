@@ -15,7 +15,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lib import cli, documents, grids, paired, progress, scores, stage
+from lib import cli, curation, documents, grids, paired, progress, scores, stage
 from lib.errors import UserError
 
 
@@ -48,6 +48,8 @@ def main(*, grid: Path, profile: str, out: Path, language: str = "ru", variables
             made = make(folder / "eval" / wanted.checkpoint, **told)
             if "filter" in variant.changed:
                 _check_held_out(folder / "filter", data / "pack" / "held_out" / "documents")
+            if "instruct" in variant.changed:
+                _check_talks(folder / "instruct", data / "instruct" / "held_out.jsonl")
             runs.setdefault(name, {})[seed] = made | {"training": stage.read_manifest(_model(made))["results"]}
     _check_budgets(runs, wanted.checkpoint)
     inputs = {"grid": grid} | {
@@ -112,6 +114,17 @@ def _check_held_out(filtered: Path, held_out: Path) -> None:
         )
 
 
+def _check_talks(instruct: Path, held_out: Path) -> None:
+    """Refuse a variant that was tuned on a dialogue that all are scored on."""
+    scored = {curation.prompt(record) for _, record in documents.read_json_lines(held_out)}
+    given = {curation.prompt(record) for _, record in documents.read_json_lines(instruct / "instructions.jsonl")}
+    if tuned := scored & given:
+        raise UserError(
+            f"{instruct}: {len(tuned)} of the {len(scored)} held-out dialogues are tuned on there; "
+            "give the variant's instruct the profile's held_out_share"
+        )
+
+
 def _check_budgets(runs: Mapping[str, Mapping[int, dict]], checkpoint: str) -> None:
     """Refuse to compare trainings of unequal length: steps, and where there is nothing but text, tokens."""
     measures = ("steps", "tokens") if checkpoint == "cpt" else ("steps",)
@@ -151,7 +164,7 @@ def _table(base: dict, runs: Mapping[str, Mapping[int, dict]], language: str) ->
 
 def _text(table: Mapping) -> str:
     """A line a variant: means of bits per byte and of the tasks, and the range over the seeds where there are several."""
-    columns = [column for column in table["columns"] if column["group"] in ("bits_per_byte", "tasks")]
+    columns = [column for column in table["columns"] if column["group"] in scores.DRAWN]
     several = any(len(variant["seeds"]) > 1 for variant in table["variants"].values())
 
     def cell(found: Mapping | None, column: Mapping) -> str:

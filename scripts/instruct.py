@@ -5,17 +5,19 @@
 
 In this order, each with a reason in removed.jsonl: `wrong_language`, a dialogue in another language than it says; `exact_duplicate` and
 `near_duplicate`, a prompt (all that the user says) that an earlier dialogue has, by the corpus' engine; `contaminated`, words of an
-evaluation item; `low_reward`, an answer that the reward model thinks little of; `not_sampled`, by the sources' weights.
+evaluation item; `low_reward`, an answer that the reward model thinks little of; `not_sampled`, by the sources' weights. Of what is left
+a share is held out: never tuned on, what eval.py scores checkpoints on.
 
 Reads:  JSON Lines with `messages`, files or fetched folders; task files (configs/eval/) and a reward model (reward.py), if given.
 Writes: instructions.jsonl: what is left, with its `source` and, if there is a reward model, its `reward`: for sft.py.
+        held_out.jsonl: the same of those that are held out.
         removed.jsonl: the others, with `reason` and what it rests on: `twin_id`, `twin_prompt` and `similarity`, or `item`, or `reward`.
-        In the manifest a table of the sources: dialogues, removed by reason, kept, characters (the paper's Table 4).
+        In the manifest a table of the sources: dialogues, removed by reason, held out, kept, characters (the paper's Table 4).
 """
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +39,7 @@ def main(
     keep: Literal["first", "longest"] = "first",
     ngram: int = contamination.SIZE,
     weights: dict[str, float] = {},  # noqa: B006
+    held_out_share: float = 0.02,
     on_error: documents.OnError = "stop",
     seed: int = 0,
 ) -> None:
@@ -57,10 +60,14 @@ def main(
         keep: of similar prompts, the 'first' or the 'longest'.
         ngram: so many words in a row that an evaluation item has too are its words.
         weights: how often a source's dialogues are taken: 0.5 is a random half, 2 each twice; 1 if not named.
+        held_out_share: of what is left (0 to 1), chosen by a hash of the prompt, so that other sets of the same dialogues hold out
+            the same ones.
         on_error: 'stop' at broken input, or 'skip' and count it.
         seed: of what is drawn by weights.
     """
     settings = dict(locals())
+    if not 0 <= held_out_share < 1:
+        raise UserError(f"--held_out_share={held_out_share}: a share of at least 0 and below 1")
     _check(threshold, shingle_size, ngram, target, weights, [_source(path) for path in instructions])
     named = {"instructions": instructions, "tasks": tasks}
     inputs = {f"{name}[{n}]": path for name, paths in named.items() for n, path in enumerate(paths)}
@@ -83,16 +90,23 @@ def main(
             removed |= curation.low_reward(given, curation.left(given, removed), reward, target)
         copies = curation.copies(given, curation.left(given, removed), weights, seed)
         removed |= {row: {"reason": "not_sampled"} for row, count in copies.items() if not count}
-        _write(building.folder, given, removed, copies)
+        held = curation.held_out(given, curation.left(given, removed), held_out_share)
+        copies |= dict.fromkeys(held, 0)
+        taken = (record for row, record in enumerate(given) for _ in range(copies.get(row, 0)))
+        _write(building.folder / "instructions.jsonl", taken)
+        _write(building.folder / "held_out.jsonl", (given[row] for row in sorted(held)))
+        _write(building.folder / "removed.jsonl", (given[row] | removed[row] for row in sorted(removed)))
         building.record(
             instructions_in=len(given),
             instructions_kept=sum(copies.values()),
+            instructions_held_out=len(held),
             removed=curation.reasons(removed.values()),
-            sources=curation.table(given, removed, copies),
+            sources=curation.table(given, removed, copies, held),
             contamination=checked,
             skipped=dict(skipped),
         )
-    print(progress.funnel(len(given) - len(removed), len(given), curation.reasons(removed.values()), "dialogues"))
+    left_out = curation.reasons(removed.values()) | {"held_out": len(held)}
+    print(progress.funnel(len(given) - len(removed) - len(held), len(given), left_out, "dialogues"))
 
 
 def _check(
@@ -129,14 +143,9 @@ def _source(path: Path) -> str:
     return path.name.removesuffix(".gz").removesuffix(".jsonl")
 
 
-def _write(folder: Path, given: Sequence[dict], removed: curation.Removed, copies: dict[int, int]) -> None:
-    with (
-        (folder / "instructions.jsonl").open("w", encoding="utf-8") as kept,
-        (folder / "removed.jsonl").open("w", encoding="utf-8") as gone,
-    ):
-        for row, record in enumerate(given):
-            line = json.dumps(record | removed.get(row, {}), ensure_ascii=False) + "\n"
-            (gone if row in removed else kept).write(line * (1 if row in removed else copies[row]))
+def _write(path: Path, records: Iterable[dict]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 if __name__ == "__main__":

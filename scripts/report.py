@@ -136,7 +136,9 @@ def main(
             "tokenizations": page.tokenizations(fertility),
             "example": fertility["example"],
             "ablations": {path.name: page.ablation(results[f"ablate {path.name}"]) for path in ablations},
-            "score_plots": plots.scores(table | {"columns": [c for c in table["columns"] if c["group"] != "flaws"]}),
+            "score_plots": plots.scores(
+                table | {"columns": [c for c in table["columns"] if c["group"] in scores.DRAWN]}
+            ),
             "fertility_plots": plots.fertility(
                 {scores.name_of(code): spent for code, spent in plots.tokens_per_word(fertility).items()}, base
             ),

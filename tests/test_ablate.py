@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 
 import pyarrow as pa
 import pytest
@@ -142,6 +143,20 @@ def test_a_variant_may_not_train_on_what_is_scored(tmp_path):
     ablate._check_held_out(tmp_path / "good", tmp_path / "held_out")
     with pytest.raises(UserError, match="1 of the 2 held-out documents are training text"):
         ablate._check_held_out(tmp_path / "bad", tmp_path / "held_out")
+
+
+def test_a_variant_may_not_be_tuned_on_dialogues_that_are_scored(tmp_path):
+    def write(file, *questions):
+        file.parent.mkdir(exist_ok=True)
+        talks = [[{"role": "user", "content": q}, {"role": "assistant", "content": "Да"}] for q in questions]
+        file.write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks), encoding="utf-8")
+
+    write(tmp_path / "held_out.jsonl", "Кто?", "Где?")
+    write(tmp_path / "good" / "instructions.jsonl", "Как?")
+    write(tmp_path / "bad" / "instructions.jsonl", "Где?", "Как?", "Где?")
+    ablate._check_talks(tmp_path / "good", tmp_path / "held_out.jsonl")
+    with pytest.raises(UserError, match="1 of the 2 held-out dialogues are tuned on"):
+        ablate._check_talks(tmp_path / "bad", tmp_path / "held_out.jsonl")
 
 
 def test_means_and_ranges_over_the_seeds():

@@ -24,7 +24,13 @@ def evaluation(folder, *, bits=20.0, right=10, flagged=0, settings=SETTINGS, che
     results["fertility"] = {"ru": {"tokens_per_word": 2.0}}
     results["tasks"] = {"quiz": {"value": right / 20, **INTERVAL, "items": 20, "chance": 0.25, "shots": 0}}
     results["flaws"] = {"english_words": rate}
-    results["generation"] = {"characters_per_second": 5 * bits, "tokens_per_second": 7777.0}
+    speed = {"characters_per_second": 5 * bits, "tokens_per_second": 7777.0}
+    results["speed"] = {"languages": {"ru": {"prompt": speed, "generation": speed}}}
+    answers = {"value": bits / 10, **INTERVAL, "documents": 20, "tokens": 60, "perplexity_per_token": 8888.0}
+    results |= {
+        "instructions": {"ru": answers},
+        "kl_to_base": {"language": "en", "value": 0.25, **INTERVAL, "documents": 20},
+    }
     manifest = {"stage": stage, "settings": settings, "inputs": {}, "results": results}
     manifest["finished"] = "2026-11-23T23:15:44+00:00"
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -32,6 +38,7 @@ def evaluation(folder, *, bits=20.0, right=10, flagged=0, settings=SETTINGS, che
         "documents.jsonl": [
             {"language": "ru", "id": f"d{n}", "bits": bits + n, "bytes": 10, "tokens": 3} for n in range(20)
         ],
+        "dialogues.jsonl": [{"language": "ru", "id": f"t{n}", "bits": 20.0 + n, "bytes": 10, "tokens": 3} for n in range(20)],
         "samples/quiz.jsonl": [
             {"id": f"i{n}", "prediction": 0, "target": 0, "correct": n < right} for n in range(20)
         ],
@@ -69,9 +76,14 @@ def test_two_evaluations_side_by_side(tmp_path):
     assert rows["quiz"].endswith("; 7 only in the second, 0 only in the first, p = 0.016 better")
     assert rows["english words"].startswith("english words 5.0% 10.0% +5.0 points [+0.0, ")
     assert rows["english words"].endswith("p = 1.000 not shown to differ")
-    assert rows["characters/s"] == "characters/s 100 95 0.95 times"
+    assert (
+        rows["bits/byte answers ru"] == "bits/byte answers ru 2.000 1.900 +0.000 [+0.000, +0.000] not shown to differ"
+    )
+    assert rows["KL to base en, nats"] == "KL to base en, nats 0.250 0.250"
+    assert rows["reads ru, characters/s"] == "reads ru, characters/s 100 95 0.95 times"
     assert "7777" not in done.stdout  # tokens of different tokenizers
-    assert "by 3 paired comparisons; no correction" in done.stdout
+    assert "8888" not in done.stdout
+    assert "by 4 paired comparisons; no correction" in done.stdout
     assert done.stdout.count("> Вопрос") == 2
     assert [" ".join(line.split()) for line in done.stdout.splitlines() if line.startswith("Ответ")] == [
         "Ответ 0 от base | Ответ 0 от cpt",
@@ -109,6 +121,7 @@ def rewrite(folder, name, change):
     [
         (lambda f: rewrite(f, "documents.jsonl", lambda line: line | {"bytes": 11}), "measured on other held-out texts (ru)"),
         (lambda f: rewrite(f, "documents.jsonl", lambda line: line | {"language": "en"}), "other held-out texts (en)"),
+        (lambda f: rewrite(f, "dialogues.jsonl", lambda line: line | {"id": "x"}), "measured on other dialogues (ru)"),
         (lambda f: rewrite(f, "samples/quiz.jsonl", lambda line: line | {"target": 1}), "measured on other items (quiz)"),
         (lambda f: rewrite(f, "generations.jsonl", lambda line: line | {"prompt": "!"}), "measured on other prompts;"),
         (lambda f: (f / "generations.jsonl").unlink(), "measured on other prompts;"),

@@ -14,7 +14,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 import eval as script
-from lib import documents, generation, harness
+from lib import documents, generation, harness, summary, unseen
 from lib.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,15 +34,26 @@ def model(tokenizer):
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A model folder, held-out documents and prompts."""
+    """A model folder and its base's, held-out documents and dialogues, prompts."""
     folder = tmp_path_factory.mktemp("inputs")
     tiny_model.save(folder / "model")
+    tiny_model.save(folder / "base", scale=1.1)
     with documents.writing(folder / "held_out") as writer:
         for number in range(4):
             for language, text in TEXTS.items():
                 writer.write({"id": f"{language}-{number}", "text": text * number, "source": "s", "language": language})
     lines = [{"id": f"q{n}", "category": "recipes", "prompt": "Как сварить борщ?" * n} for n in (3, 1, 2)]
     (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    talks = [
+        {
+            "id": f"t{n}",
+            "language": code,
+            "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": text * n}],
+        }
+        for n in (1, 2)
+        for code, text in TEXTS.items()
+    ]
+    (folder / "talks.jsonl").write_text("\n".join(map(json.dumps, talks)))
     return folder
 
 
@@ -55,10 +66,12 @@ def run(inputs, out, *flags, where=ROOT):
 
 def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     tasks = f"--tasks={BUILTIN[0]},{BUILTIN[1]}"
+    held = (f"--base={inputs / 'base'}", f"--instructions={inputs / 'talks.jsonl'}", "--speed_characters=100")
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text('{"id": "local-1", "good": "Да, да.", "bad": "Нет."}\n')
     flags = (
         tasks,
+        *held,
         f"--data={{minimal_pairs: {pairs}}}",
         f"--prompts={inputs / 'prompts.jsonl'}",
         "--limit=2",
@@ -72,6 +85,7 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     assert files == {
         "manifest.json",
         "documents.jsonl",
+        "dialogues.jsonl",
         "generations.jsonl",
         "samples/minimal_pairs.jsonl",
         "samples/ru_mmlu.jsonl",
@@ -91,7 +105,21 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     assert score["documents"] == 3  # the empty one is left out
     assert score["bytes"] == 6 * len(TEXTS["ru"].encode())
     assert score["low"] <= score["value"] <= score["high"]
-    assert set(results["generation"]) == {"characters_per_second", "tokens_per_second"}
+    talks = [json.loads(line) for line in (out / "dialogues.jsonl").read_text().splitlines()]
+    assert sorted(line["id"] for line in talks if line["language"] == "ru") == ["t1", "t2"]
+    spent = results["instructions"]["ru"]
+    assert spent["bytes"] == 3 * len(TEXTS["ru"].encode())
+    assert spent["value"] == pytest.approx(
+        sum(line["bits"] for line in talks if line["language"] == "ru") / spent["bytes"]
+    )
+    assert results["kl_to_base"]["language"] == "en"
+    assert results["kl_to_base"]["compared"] == 1
+    assert results["kl_to_base"]["documents"] == 3
+    assert results["kl_to_base"]["value"] > 0.01
+    assert results["context"]["tokens"] == 2048
+    assert results["context"]["characters"]["ru"] == int(2048 * rates["characters_per_token"])
+    for part in ("prompt", "generation"):
+        assert results["speed"]["languages"]["en"][part]["characters_per_second"] > 0
     assert results["tasks"]["ru_mmlu"]["items"] == 2
     assert results["tasks"]["ru_mmlu"]["chance"] == 0.25
     assert {name: task["shots"] for name, task in results["tasks"].items()} == {"minimal_pairs": 0, "ru_mmlu": 1}
@@ -113,6 +141,10 @@ def test_script_writes_scores_samples_and_generations(inputs, tmp_path):
     assert sum(line["bits"] for line in ours) / score["bytes"] == pytest.approx(score["value"])
     assert {line["id"]: line["bytes"] for line in ours}["ru-2"] == 2 * len(TEXTS["ru"].encode())
     assert done.stdout.splitlines()[-1].startswith("flaws         empty ")
+    assert f"\nru            {spent['value']:.4f} [" in done.stdout
+    assert f"  {spent['perplexity_per_token']:.2f}  " in done.stdout
+    assert f"\nKL to base    {results['kl_to_base']['value']:.4f} [" in done.stdout
+    assert "\nreading       en " in done.stdout
     items = [json.loads(line) for line in (out / "samples/ru_mmlu.jsonl").read_text().splitlines()]
     assert len(items) == 2
     for item in items:
@@ -127,11 +159,11 @@ def test_the_table_shows_accuracy_by_bytes_where_it_is_another_one():
     same = score | {"acc_bytes": {"value": 0.5, "low": 0.25, "high": 0.75}}
     other = score | {"acc_bytes": {"value": 0.75, "low": 0.5, "high": 0.9}}
     results = {"checkpoint": "cpt", "parameters": 1, "vocabulary": 2, "bits_per_byte": {}, "tasks": {"a": same}}
-    assert script.table(results).splitlines()[2:] == [
+    assert summary.table(results).splitlines()[2:] == [
         "task          accuracy                          chance        items     examples",
         "a             50.0% [25.0%, 75.0%]               50.0%            4            0",
     ]
-    head, a, b = script.table(results | {"tasks": {"a": same, "b": other}}).splitlines()[2:]
+    head, a, b = summary.table(results | {"tasks": {"a": same, "b": other}}).splitlines()[2:]
     assert head.endswith("examples   by log p / byte")
     assert a.endswith("4            0")
     assert b.endswith("4            0   75.0% [50.0%, 90.0%]")
@@ -157,7 +189,7 @@ def test_prompts_and_documents_are_checked(inputs, tmp_path):
     with documents.writing(tmp_path / "empty"):
         pass
     with pytest.raises(UserError, match="no documents with text"):
-        script.read_texts(tmp_path / "empty", 2, 100, 0)
+        unseen.texts(tmp_path / "empty", 2, 100, 0)
 
 
 def test_documents_are_drawn_whatever_their_order(tmp_path):
@@ -165,13 +197,24 @@ def test_documents_are_drawn_whatever_their_order(tmp_path):
         with documents.writing(tmp_path / name) as writer:
             for number in order:
                 writer.write({"id": str(number), "text": f"текст {number}", "source": "s", "language": "ru"})
-    drawn = script.read_texts(tmp_path / "a", 4, 100, 0)
-    assert len(set(drawn["ru"])) == 4
-    assert script.read_texts(tmp_path / "b", 4, 100, 0) == drawn
-    assert script.read_texts(tmp_path / "a", 4, 100, 1) != drawn
-    assert all(text == f"текст {name}" for name, text in drawn["ru"])
-    cut = script.read_texts(tmp_path / "a", 99, 5, 0)["ru"]
-    assert sorted(cut) == [(str(number), "текст") for number in range(9)]
+    drawn = unseen.texts(tmp_path / "a", 4, 100, 0)
+    assert len(set(drawn["ru"].ids)) == 4
+    assert unseen.texts(tmp_path / "b", 4, 100, 0) == drawn
+    assert unseen.texts(tmp_path / "a", 4, 100, 1) != drawn
+    assert drawn["ru"].found == [f"текст {name}" for name in drawn["ru"].ids]
+    cut = unseen.texts(tmp_path / "a", 99, 5, 0)["ru"]
+    assert sorted(cut.ids) == [str(number) for number in range(9)]
+    assert cut.found == ["текст"] * 9
+
+
+def test_dialogues_are_drawn_by_language_and_called_by_their_place_without_an_id(tmp_path):
+    talks = [[{"role": "user", "content": str(n)}, {"role": "assistant", "content": "Да"}] for n in range(6)]
+    lines = [{"messages": talk, "language": "ru" if n % 2 else "English"} for n, talk in enumerate(talks)]
+    del lines[5]["language"]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    drawn = unseen.talks(tmp_path / "talks.jsonl", 2, 0)
+    assert {language: len(found.ids) for language, found in drawn.items()} == {"en": 2, "ru": 2, "unnamed": 1}
+    assert all(talks[int(name)] == talk for found in drawn.values() for name, talk in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +228,7 @@ def test_documents_are_drawn_whatever_their_order(tmp_path):
     ],
 )
 def test_shorten_ends_between_words(text, kept):
-    assert script.shorten(text, 11) == kept
+    assert unseen.shorten(text, 11) == kept
 
 
 @pytest.mark.parametrize("shots", [0, 2])
@@ -334,7 +377,7 @@ def test_a_chat_template_is_applied_where_there_is_one(tokenizer):
 
 def test_batched_answers_are_those_given_alone(model, tokenizer):
     prompts = ["Как сварить борщ?", "Да", "Какая планета ближе всех к Солнцу, а какая дальше?"]
-    answers, speed = generation.complete(model, tokenizer, prompts, max_new_tokens=6)
+    answers = generation.complete(model, tokenizer, prompts, max_new_tokens=6)
     for prompt, answer in zip(prompts, answers, strict=True):
         ids = generation.encode_prompt(tokenizer, prompt)
         start = len(ids)
@@ -345,7 +388,6 @@ def test_batched_answers_are_those_given_alone(model, tokenizer):
                     break
         assert answer.text == tokenizer.decode(ids[start:], skip_special_tokens=True).strip()
         assert answer.tokens == len(ids) - start
-    assert speed.tokens_per_second > 0
 
 
 def test_an_answer_ends_at_its_end_token(tokenizer):

@@ -7,7 +7,7 @@ import pytest
 import tiny_model
 from conftest import ROOT
 
-from lib import contamination, rewards
+from lib import contamination, curation, rewards
 
 TASK = ROOT / "configs" / "eval" / "builtin" / "ru_mmlu.yaml"
 
@@ -34,7 +34,8 @@ def build(script, tmp_path):
     def run(sets, *flags):
         files = [write(tmp_path / f"{name}.jsonl", records) for name, records in sets.items()]
         out = tmp_path / "out"
-        done = script("instruct", f"--instructions={','.join(map(str, files))}", f"--out={out}", *flags)
+        paths = (f"--instructions={','.join(map(str, files))}", f"--out={out}")
+        done = script("instruct", *paths, "--held_out_share=0", *flags)
         assert done.returncode == 0, done.stderr
         results = json.loads((out / "manifest.json").read_text(encoding="utf-8"))["results"]
         return lines(out / "instructions.jsonl"), lines(out / "removed.jsonl"), results
@@ -62,7 +63,7 @@ def test_prompts_are_compared_by_all_that_the_user_says(build):
     assert 0.8 <= removed[0]["similarity"] < 1
     a, b = results["sources"]
     assert a | {"characters": 0} == {
-        "source": "a", "languages": {"ru": 2}, "dialogues": 2, "removed": {}, "kept": 2, "answers": 2, "characters": 0,
+        "source": "a", "languages": {"ru": 2}, "dialogues": 2, "removed": {}, "held_out": 0, "kept": 2, "answers": 2, "characters": 0,
     }  # fmt: skip
     assert b["removed"] == {"exact_duplicate": 1, "near_duplicate": 1}
     assert (b["kept"], b["answers"]) == (1, 2)
@@ -188,9 +189,43 @@ def test_sources_are_taken_by_their_weights(build):
     assert build(sets, *flags)[0] == kept
 
 
+def test_what_is_held_out_is_not_trained_on_and_counted_apart(build, tmp_path):
+    sets = {
+        name: [dialogue(f"{name}{n}", f"Вопрос {name} {n} о числе {n * n}", "Ответ") for n in range(100)]
+        for name in "ab"
+    }
+    flags = ("--min_probability=0", "--threshold=1", "--held_out_share=0.2", "--weights={'b': 2}")
+    kept, removed, results = build(sets, *flags)
+    held = lines(tmp_path / "out" / "held_out.jsonl")
+    names = [record["id"] for record in held]
+    assert 20 < len(names) < 60
+    assert removed == []
+    trained = {record["id"] for record in kept}
+    assert trained.isdisjoint(names)
+    assert len(trained) + len(set(names)) == 200
+    assert results["instructions_held_out"] == len(names)  # each once, although b counts twice
+    assert [source["held_out"] for source in results["sources"]] == [sum(n[0] == name for n in names) for name in "ab"]
+    assert results["instructions_kept"] == len(kept) == sum(source["kept"] for source in results["sources"])
+    assert [{**by_id, "source": name[0]} for name in names for by_id in sets[name[0]] if by_id["id"] == name] == held
+
+
+def test_a_dialogues_lot_is_its_prompts_alone():
+    given = [dialogue(str(n), f"Вопрос {n}", "Ответ", "И ещё", "Да") for n in range(500)]
+    held = curation.held_out(given, range(500), 0.2)
+    assert 70 < len(held) < 130
+    # Other answers, another order, half of the set.
+    some = [dialogue("x", f"Вопрос {n}", "Иначе", "И ещё", "Нет") for n in range(250)][::-1]
+    assert curation.held_out(some, range(250), 0.2) == {249 - row for row in held if row < 250}
+    assert curation.held_out(given, [*held], 0.2) == held < curation.held_out(given, range(500), 0.4)
+    assert curation.held_out(given, range(500), 0) == set()
+    other = [dialogue("x", f"Вопрос {n}", "Ответ", "И всё", "Да") for n in range(500)]
+    assert curation.held_out(other, range(500), 0.2) != held
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
+        ("--held_out_share=1", "at least 0 and below 1"),
         ("--threshold=2", "a similarity above 0"),
         ("--shingle_size=0", "at least 1"),
         ("--ngram=3", "at least 5"),

@@ -89,8 +89,8 @@ def test_too_few_words_are_refused(script, tmp_path):
 
 def test_accuracy_without_the_items_found():
     items = {
-        "base": Details({}, {"quiz": [Item(str(n), "0", n < 2) for n in range(4)]}, []),
-        "sft": Details({}, {}, []),
+        "base": Details({}, {"quiz": [Item(str(n), "0", n < 2) for n in range(4)]}, [], {}),
+        "sft": Details({}, {}, [], {}),
     }
     found = [{"task": "quiz", "id": "0"}, {"task": "other", "id": "1"}]
     (row,) = page.leaks({"quiz": {"items": 4, "too_short": 0, "found": 1}}, found, items)

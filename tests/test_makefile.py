@@ -138,6 +138,25 @@ def test_the_experiment_on_forgetting_asks_about_all_rows_but_where_a_run_is_nam
     assert "kl_bench.py" in printed.splitlines()[-1]
 
 
+def test_all_checkpoints_and_variants_are_scored_on_the_same_beside_one_base(tmp_path):
+    given = ("-n", "PROFILE=test", f"D={tmp_path}/d", f"C={tmp_path}/c", f"K={tmp_path}/k")
+    of_profile = make(*given, "eval").stdout
+    # The base is scored before any variant, so this is there.
+    (tmp_path / "d" / "instruct").mkdir(parents=True)
+    (tmp_path / "d" / "instruct" / "manifest.json").touch()
+    variant = ("VARIANT=a/b", "CHANGED=instruct sft eval", f"{tmp_path}/d/variants/a/b/eval/sft/manifest.json")
+    of_variant = make(*given, *variant).stdout
+    for printed, models in ((of_profile, ["models/random-llama", "init", "cpt", "sft"]), (of_variant, ["a/b/sft"])):
+        scored = [line for line in printed.splitlines() if "scripts/eval.py --" in line]
+        found = [re.search(r" --model=(\S+) ", line)[1] for line in scored]
+        assert [path.endswith(model) for path, model in zip(found, models, strict=True)] == [True] * len(models)
+        for line in scored:
+            assert " --base=checkpoints/models/random-llama " in line
+            assert f" --instructions={tmp_path}/d/instruct/held_out.jsonl " in line
+            assert f" --held_out={tmp_path}/d/pack/held_out/documents " in line
+    assert f"--out={tmp_path}/d/variants/a/b/instruct" in of_variant
+
+
 @pytest.mark.parametrize(
     "path",
     [p for p in sorted((ROOT / "configs").rglob("*.yaml")) if "eval" not in p.parts],

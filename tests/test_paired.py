@@ -82,6 +82,7 @@ def test_an_evaluation_is_read_back(tmp_path):
             {"language": "ru", "id": "a", "bits": 8.0, "bytes": 4, "tokens": 2},
             {"language": "en", "id": "b", "bits": 2.0, "bytes": 16, "tokens": 3},
         ],
+        "dialogues.jsonl": [{"language": "ru", "id": "t", "bits": 5.0, "bytes": 7, "tokens": 2}],
         "samples/quiz.jsonl": [{"id": 7, "prediction": 1, "target": 0, "correct": False, "log_probabilities": []}],
         "generations.jsonl": [
             {"id": "q", "category": "c", "prompt": "?", "language": "ru", "completion": "", "tokens": 1, "finished": True, "flags": ["empty"]}
@@ -93,8 +94,9 @@ def test_an_evaluation_is_read_back(tmp_path):
         {"ru": [Document("a", 8.0, 4)], "en": [Document("b", 2.0, 16)]},
         {"quiz": [Item("7", "0", False)]},
         [Answer("q", "?", "ru", ["empty"])],
+        {"ru": [Document("t", 5.0, 7)]},
     )
-    assert paired.read(tmp_path / "nothing") == Details({}, {}, [])
+    assert paired.read(tmp_path / "nothing") == Details({}, {}, [], {})
 
 
 def test_the_same_is_the_same_ids_sizes_targets_and_prompts():
@@ -120,15 +122,19 @@ def evaluation(name, shift=0.0, right=10, flagged=10, first="0"):
     results = {"checkpoint": name, "vocabulary": 9, "parameters": 9, "fertility": {}}
     results |= {"bits_per_byte": {"ru": WIDE | {"value": 2.0 + shift}}}
     results |= {"tasks": {"quiz": ACCURACY}, "flaws": {"english_words": RATE}}
+    results |= {"instructions": {"ru": WIDE | {"value": 2.0 + shift, "perplexity_per_token": 30.0}}}
+    results |= {"kl_to_base": {"language": "en", "value": 0.5, "low": 0.4, "high": 0.6, "documents": 20}}
+    spent = {"ru": [Document(first if n == 0 else str(n), (n + shift) * 10, 10) for n in range(20)]}
     items = Details(
-        {"ru": [Document(first if n == 0 else str(n), (n + shift) * 10, 10) for n in range(20)]},
+        spent,
         {"quiz": [Item(first if n == 0 else str(n), "0", n < right) for n in range(20)]},
         [Answer(first if n == 0 else str(n), "?", "ru", ["english_words"] * (n < flagged)) for n in range(20)],
+        spent,
     )
     return {"results": results, "items": items}
 
 
-KEYS = ("bits_per_byte.ru", "tasks.quiz", "flaws.english_words")
+KEYS = ("bits_per_byte.ru", "instructions.ru", "tasks.quiz", "flaws.english_words")
 
 
 def verdicts(*evaluations):
@@ -138,9 +144,9 @@ def verdicts(*evaluations):
 
 def test_verdicts_go_by_pairs_where_the_items_are_the_same():
     base = evaluation("base")
-    assert verdicts(base, evaluation("cpt", -0.1, 17, 3)) == (["better"] * 3, [True] * 3)
-    assert verdicts(base, evaluation("cpt", 0.1, 3, 17)) == (["worse"] * 3, [True] * 3)
-    assert verdicts(base, evaluation("cpt", 0.0, 12, 8)) == (["overlaps"] * 3, [True] * 3)
+    assert verdicts(base, evaluation("cpt", -0.1, 17, 3)) == (["better"] * 4, [True] * 4)
+    assert verdicts(base, evaluation("cpt", 0.1, 3, 17)) == (["worse"] * 4, [True] * 4)
+    assert verdicts(base, evaluation("cpt", 0.0, 12, 8)) == (["overlaps"] * 4, [True] * 4)
 
 
 def test_verdicts_go_by_intervals_where_they_are_not():
@@ -149,9 +155,9 @@ def test_verdicts_go_by_intervals_where_they_are_not():
         (base, evaluation("cpt", -0.1, 17, 3, first="x")),
         ({"results": base["results"]}, other),
         (base, {"results": other["results"]}),
-        (base, other | {"items": Details({}, {}, [])}),
+        (base, other | {"items": Details({}, {}, [], {})}),
     ):
-        assert verdicts(before, after) == (["overlaps"] * 3, [False] * 3)
+        assert verdicts(before, after) == (["overlaps"] * 4, [False] * 4)
 
 
 def test_answers_that_can_not_have_a_flag_are_no_pairs():
@@ -165,9 +171,9 @@ def test_answers_that_can_not_have_a_flag_are_no_pairs():
 def test_the_number_of_comparisons_is_said():
     base, other = evaluation("base"), evaluation("cpt")
     said = scores.compared(scores.score_table([base, other, evaluation("sft")], "ru"))
-    assert said.startswith("6 comparisons with the base, all paired; no correction for their number")
+    assert said.startswith("8 comparisons with the base, all paired; no correction for their number")
     said = scores.compared(scores.score_table([base, {"results": other["results"]}, evaluation("sft")], "ru"))
-    assert said.startswith("6 comparisons with the base, 3 of them paired")
+    assert said.startswith("8 comparisons with the base, 4 of them paired")
     assert scores.compared(scores.score_table([base], "ru")) == ""
 
 

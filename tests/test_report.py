@@ -79,6 +79,9 @@ ABLATED = {
 }
 
 
+PARTS = {"prompt": 20, "generation": 1}
+
+
 def interval(value, low, high, **more):
     return {"value": value, "low": low, "high": high, **more}
 
@@ -93,7 +96,23 @@ def evaluation(name, russian, english=None, task=None, speed=None):
     if task:
         results["tasks"] = {"quiz": {"metric": "accuracy", **interval(*task), "items": 40, "chance": 0.25, "shots": 0}}
     if speed is not None:
-        results["generation"] = {"characters_per_second": speed, "tokens_per_second": 9.0}
+        rates = {
+            part: {"characters_per_second": speed * times, "tokens_per_second": 9.0} for part, times in PARTS.items()
+        }
+        results["speed"] = {
+            "device": "a CPU",
+            "threads": 2,
+            "dtype": "float32",
+            "repeats": 5,
+            "languages": {"ru": rates, "en": rates},
+        }
+        answered = interval(*russian, documents=6, bytes=90, tokens=30, perplexity_per_token=44.0)
+        results |= {
+            "instructions": {"ru": answered},
+            "context": {"tokens": 2048, "characters": {"en": 9000, "ru": 4096}},
+        }
+        far = (0.0, 0.0, 0.0) if name == "base" else (0.125, 0.1, 0.15)
+        results["kl_to_base"] = {"language": "en", **interval(*far), "documents": 4, "positions": 90, "compared": 0.9}
     return manifest(results, stage="eval")
 
 
@@ -319,7 +338,7 @@ def with_details(run):
             for n in range(8)
         ]  # fmt: skip
         documents_ = [{"language": "ru", "id": f"d{n}", "bits": bits + n, "bytes": 10, "tokens": 3} for n in range(8)]
-        write(folder, content, generations=answers, documents=documents_)
+        write(folder, content, generations=answers, documents=documents_, dialogues=documents_[:6])
         (folder / "samples").mkdir()
         leaked = {"task": "quiz", "id": "0", "words": "а б в г д", "document": "d1", "source": "pages"}
         counted = {"documents": 700, "tasks": {"quiz": {"items": 40, "too_short": 2, "found": 1}}}
@@ -332,7 +351,7 @@ def test_pairs_decide_and_flaws_are_shown(run):
     with_details(run)
     done = run(f"--leaks={run.data / 'leaks'}")
     assert done.returncode == 0, done.stderr
-    assert "8 comparisons with the base, all paired; no correction for their number" in done.stdout
+    assert "9 comparisons with the base, all paired; no correction for their number" in done.stdout
     text = (run.data / "report" / "report.html").read_text(encoding="utf-8")
     tags = Tags()
     tags.feed(text)
@@ -342,6 +361,7 @@ def test_pairs_decide_and_flaws_are_shown(run):
     verdicts = {key: cell["against_base"] for key, cell in cells.items() if cell and "against_base" in cell}
     assert verdicts == {
         "bits_per_byte.ru": "better",
+        "instructions.ru": "better",
         "tasks.quiz": "better",
         "flaws.empty": "overlaps",
         "flaws.wrong_language": "overlaps",
@@ -351,7 +371,7 @@ def test_pairs_decide_and_flaws_are_shown(run):
         "flaws.unfinished": "better",
     }
     assert "text by text the difference is from -0.500 to -0.500" in recorded["headline"][1]
-    assert "8 comparisons with the base, all paired" in text
+    assert "9 comparisons with the base, all paired" in text
     assert text.count('title="English words in the prose">english words</span>') == 8
     assert '<td class="n"><span class="better ">▲ 0.0%</span>' in text
     assert "sft · 97 characters</h4>" in text
@@ -400,29 +420,34 @@ def test_the_script_writes_one_page_and_a_card(run):
     assert sorted(path.name for path in out.iterdir()) == ["MODEL_CARD.md", "manifest.json", "report.html"]
     lines = done.stdout.splitlines()
     assert lines[-1] == f"report: {out / 'report.html'}"
-    assert [line.split() for line in lines[1:4]] == [
+    assert [re.split(" {2,}", line) for line in lines[1:4]] == [
+        ["", "bits/byte ru", "bits/byte en", "bits/byte answers ru", "perplexity answers ru", "KL to base en, nats"],
+        ["base", "2.000", "1.000", "2.000", "44.00", "0.000"],
+        ["sft", "1.500", "-", "1.500", "44.00", "0.125"],
+    ]
+    assert [re.split(" {2,}", line) for line in lines[9:12]] == [
         [
-            "bits/byte",
-            "ru",
-            "bits/byte",
-            "en",
-            "tokens/word",
-            "ru",
-            "tokens/word",
-            "en",
-            "characters/s",
+            "",
+            "tokens/word ru",
+            "tokens/word en",
+            "context ru, characters",
+            "reads ru, characters/s",
+            "writes ru, characters/s",
             "vocabulary",
-            "parameters,",
-            "M",
+            "parameters, M",
         ],
-        ["base", "2.000", "1.000", "7.00", "7.00", "0", "1,024", "1.5"],
-        ["sft", "1.500", "-", "2.00", "-", "250", "1,024", "1.5"],
+        ["base", "7.00", "7.00", "4,096", "0", "0", "1,024", "1.5"],
+        ["sft", "2.00", "-", "4,096", "5,000", "250", "1,024", "1.5"],
     ]
     recorded = json.loads((out / "manifest.json").read_text())
     assert recorded["results"]["seconds_of_all_stages"] == 16 * 30.0
     cells = recorded["results"]["scores"]["rows"][1]["cells"]
     assert cells["bits_per_byte.ru"] == {"value": 1.5, "low": 1.4, "high": 1.6, "against_base": "better"}
     assert cells["bits_per_byte.en"] is None
+    assert cells["instructions.ru"]["against_base"] == "better"
+    # What can't be better or worse is not called so.
+    assert cells["perplexity.ru"] == {"value": 44.0}
+    assert cells["kl_to_base"] == {"value": 0.125, "low": 0.1, "high": 0.15}
     assert recorded["inputs"]["annotations"]["path"].endswith("annotations")
     assert "annotations" not in recorded["settings"]
     assert "never" not in "".join(recorded["inputs"][name]["path"] for name in recorded["inputs"])
@@ -495,6 +520,9 @@ def test_the_page_is_whole_safe_and_loads_nothing(page_text):
         '<td class="n">−0.04</td>',
         "<mark>старый</mark> ",
         "▲ 1.500",
+        "<small>6 dialogues</small>",
+        '<td class="n"><span class=" ">0.125</span>\n<small>0.100 – 0.150</small></td>',
+        "(medians of 5 on a CPU, 2 threads, float32)",
         "guessing 25.0%",
         "abab",
         "30 dialogues were read, 21 are left",
@@ -522,7 +550,10 @@ def test_the_card_holds_scores_licence_and_an_answer_that_stays_in_its_fence(run
     assert run().returncode == 0
     text = (run.data / "report" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert text.startswith("---\nlanguage:\n- en\n- ru\nlicense: apache-2.0\nbase_model: little\n")
-    assert "| sft | 1.500 [1.400, 1.600] | – | 2.00 | – | 50.0% [41.0%, 60.0%] | 250 | 1,024 | 1.5 |" in text
+    bits = "1.500 [1.400, 1.600]"
+    assert f"\n| sft | {bits} | – | {bits} | 44.00 | 0.125 [0.100, 0.150] |\n\n" in text
+    assert "\n| sft | 50.0% [41.0%, 60.0%] |\n\n" in text
+    assert "\n| sft | 2.00 | – | 4,096 | 5,000 | 250 | 1,024 | 1.5 |\n\n" in text
     assert f"\n````text\nКто? {NASTY}\n\n```{NASTY}\n````\n" in text
     assert "GPL &lt;3&gt;" in text
     assert "18 dialogues" in text
@@ -634,8 +665,11 @@ def test_a_table_without_a_base_or_tasks_still_stands():
     assert table["rows"][0]["cells"]["bits_per_byte.ru"] == {"value": 1.5, "low": 1.4, "high": 1.6}
     assert scores.headline(table, {}, "ru") == []
     assert scores.text_table(table).splitlines() == [
-        "     bits/byte ru  tokens/word ru  vocabulary  parameters, M",
-        "cpt         1.500            2.00       1,024            1.5",
+        "     bits/byte ru",
+        "cpt         1.500",
+        "",
+        "     tokens/word ru  vocabulary  parameters, M",
+        "cpt            2.00       1,024            1.5",
     ]
 
 

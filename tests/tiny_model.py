@@ -53,8 +53,12 @@ def model(rows, **settings):
     return LlamaForCausalLM(config).eval()
 
 
-def save(folder):
+def save(folder, scale=1.0):
     made = tokenizer()
-    model(len(made), bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id).save_pretrained(folder)
+    saved = model(len(made), bos_token_id=made.bos_token_id, eos_token_id=made.eos_token_id)
+    with torch.no_grad():
+        for weight in saved.parameters():
+            weight.mul_(scale)
+    saved.save_pretrained(folder)
     made.save_pretrained(folder)
     return folder

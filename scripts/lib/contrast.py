@@ -58,7 +58,8 @@ def rows(first: Evaluation, second: Evaluation, language: str) -> list[dict]:
     table = scores.score_table(evaluations, language, base=first.name)
     before, after = (row["cells"] for row in table["rows"])
     found = []
-    for column in table["columns"]:
+    # Perplexity depends on the tokenizer.
+    for column in (each for each in table["columns"] if each["group"] != "perplexity"):
         one, other = before[column["key"]], after[column["key"]]
         row = {"title": column["title"], "group": column["group"], "style": column["style"], "better": column["better"]}
         row |= {"first": one, "second": other, "difference": (other or {}).get("difference")}
@@ -68,8 +69,8 @@ def rows(first: Evaluation, second: Evaluation, language: str) -> list[dict]:
 
 
 def said(column: Mapping, first: Mapping | None, second: Mapping | None) -> str:
-    """What differs, in words: an interval where there is one; of speeds and sizes a ratio."""
-    if first is None or second is None:
+    """What differs, in words: an interval where there is one; of speeds and sizes a ratio; nothing of distances."""
+    if first is None or second is None or column["group"] == "kl_to_base":
         return ""
     if found := second.get("difference"):
         scale, digits, unit = (100, 1, " points") if column["style"] == "percent" else (1, 3, "")
@@ -148,6 +149,7 @@ def _different_items(first: paired.Details, second: paired.Details) -> str:
     """The first thing that differs; evaluations without tasks or prompts are alike in that."""
     for what, ours, others in (
         ("held-out texts", first.documents, second.documents),
+        ("dialogues", first.dialogues, second.dialogues),
         ("items", first.tasks, second.tasks),
         ("prompts", {"all": first.answers}, {"all": second.answers}),
     ):

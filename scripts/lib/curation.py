@@ -1,8 +1,9 @@
 """What leaves an instruction set, and why: each check gives the rows that fail it, with what the verdict rests on."""
 
+import hashlib
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,7 +45,7 @@ def repeated(
         shingle_size: characters of an n-gram.
         keep: which of similar prompts stays.
     """
-    prompts = ["\n".join(m["content"] for m in given[row]["messages"] if m["role"] == "user") for row in rows]
+    prompts = [prompt(given[row]) for row in rows]
     how = minhash.scheme(threshold, NUM_PERM, shingle_size, words=False, min_chars=1)
     return {
         rows[place]: {
@@ -122,12 +123,24 @@ def copies(given: Sequence[dict], rows: Sequence[int], weights: dict[str, float]
     return copies
 
 
-def table(given: Sequence[dict], removed: Removed, copies: dict[int, int]) -> list[dict[str, object]]:
-    """The paper's Table 4: a row for each source."""
+def held_out(given: Sequence[dict], rows: Sequence[int], share: float) -> set[int]:
+    """About that share of `rows`, chosen by a hash of the prompt (all that the user says).
+
+    A dialogue's lot depends on nothing else: whatever another set is made of and by, it holds out the same ones at the same share,
+    so that what was tuned on it can be scored on those of this one.
+    """
+    digests = {row: hashlib.sha256(prompt(given[row]).encode()).digest() for row in rows}
+    return {row for row, digest in digests.items() if int.from_bytes(digest[:8]) < share * 2**64}
+
+
+def table(
+    given: Sequence[dict], removed: Removed, copies: dict[int, int], held: Collection[int]
+) -> list[dict[str, object]]:
+    """The paper's Table 4: a row for each source; what is held out is not among the kept."""
     found = []
     for source in dict.fromkeys(record["source"] for record in given):
         rows = [row for row, record in enumerate(given) if record["source"] == source]
-        kept = [row for row in rows if row not in removed]
+        kept = [row for row in rows if row not in removed and row not in held]
         spoken = Counter(documents.language_of(given[row], None) or "unnamed" for row in rows)
         found.append(
             {
@@ -135,6 +148,7 @@ def table(given: Sequence[dict], removed: Removed, copies: dict[int, int]) -> li
                 "languages": dict(spoken.most_common()),
                 "dialogues": len(rows),
                 "removed": reasons(removed[row] for row in rows if row in removed),
+                "held_out": sum(row in held for row in rows),
                 "kept": sum(copies[row] for row in kept),
                 "answers": sum(copies[row] * _answers(given[row]) for row in kept),
                 "characters": sum(copies[row] * len(_text(given[row])) for row in kept),
@@ -151,6 +165,11 @@ def reasons(removed: object) -> dict[str, int]:
 
 def _answers(record: dict) -> int:
     return sum(message["role"] == "assistant" for message in record["messages"])
+
+
+def prompt(record: dict) -> str:
+    """All that the user says."""
+    return "\n".join(message["content"] for message in record["messages"] if message["role"] == "user")
 
 
 def _text(record: dict) -> str:

@@ -1,6 +1,5 @@
-"""Answers to prompts, batched, with the speed they were made at."""
+"""Answers to prompts, batched."""
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +20,6 @@ class Completion(NamedTuple):
     text: str
     tokens: int
     finished: bool
-
-
-class Speed(NamedTuple):
-    """Throughput over the batch, prompts' prefill included. Characters compare tokenizers; tokens don't."""
-
-    characters_per_second: float
-    tokens_per_second: float
 
 
 def read_prompts(path: Path) -> list[dict[str, str]]:
@@ -54,7 +46,7 @@ def complete(
     *,
     max_new_tokens: int,
     title: str | None = "generations",
-) -> tuple[list[Completion], Speed]:
+) -> list[Completion]:
     """Greedy answers to `prompts`, in their order, each a user's turn where the tokenizer has a chat template."""
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda number: len(encoded[number]))
@@ -64,23 +56,17 @@ def complete(
         max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding, eos_token_id=sorted(ends) or None
     )
     answers: dict[int, Completion] = {}
-    seconds = 0.0
     with progress.bar(total=len(prompts), title=title or "", unit="prompts", hidden=title is None) as bar:
         for start in range(0, len(order), PROMPTS_AT_ONCE):
             batch = order[start : start + PROMPTS_AT_ONCE]
             ids, mask = pad_left([encoded[number] for number in batch], padding)
-            begun = time.perf_counter()
             made = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=settings
             )
-            made = made[:, ids.shape[1] :].tolist()  # waits for the device, so it belongs to the time
-            seconds += time.perf_counter() - begun
-            for number, tokens in zip(batch, made, strict=True):
+            for number, tokens in zip(batch, made[:, ids.shape[1] :].tolist(), strict=True):
                 answers[number] = _completion(tokenizer, tokens, ends)
             bar.update(len(batch))
-    found = [answers[number] for number in range(len(prompts))]
-    speed = Speed(sum(len(a.text) for a in found) / seconds, sum(a.tokens for a in found) / seconds)
-    return found, speed
+    return [answers[number] for number in range(len(prompts))]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:

@@ -80,7 +80,7 @@ def ablation(results: Mapping) -> dict:
 
     A variant's cells are means over its seeds, with the range of several seeds or the 95 % interval of one.
     """
-    columns = [column for column in results["columns"] if column["group"] in ("bits_per_byte", "tasks")]
+    columns = [column for column in results["columns"] if column["group"] in scores.DRAWN]
     rows = [{"name": "base", "cells": [_spelt(results["base"][column["key"]], column) for column in columns]}]
     for name, variant in results["variants"].items():
         seeds = variant["seeds"]

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from lib import documents
 
 DOCUMENTS = "documents.jsonl"
+DIALOGUES = "dialogues.jsonl"
 SAMPLES = "samples"
 GENERATIONS = "generations.jsonl"
 SIGNIFICANCE = 0.05
@@ -27,7 +28,7 @@ class Spent(Protocol):
 
 
 class Document(NamedTuple):
-    """A line of documents.jsonl."""
+    """A line of documents.jsonl, or of dialogues.jsonl: what its answers cost, and their bytes."""
 
     id: str
     bits: float
@@ -55,20 +56,19 @@ Measured = Document | Item | Answer
 
 
 class Details(NamedTuple):
-    """An evaluation document by document (by language), item by item (by task), answer by answer; empty where not written."""
+    """An evaluation document by document, dialogue by dialogue (by language), item by item (by task), answer by answer.
+
+    Empty where that was not written.
+    """
 
     documents: dict[str, list[Document]]
     tasks: dict[str, list[Item]]
     answers: list[Answer]
+    dialogues: dict[str, list[Document]]
 
 
 def read(folder: Path) -> Details:
     """What an evaluation's folder holds; evaluations of before it was written have nothing."""
-    by_language: dict[str, list[Document]] = {}
-    if (folder / DOCUMENTS).is_file():
-        for _, line in documents.read_json_lines(folder / DOCUMENTS):
-            scored = Document(line["id"], line["bits"], line["bytes"])
-            by_language.setdefault(line["language"], []).append(scored)
     tasks = {
         file.stem: [
             Item(str(line["id"]), str(line["target"]), line["correct"]) for _, line in documents.read_json_lines(file)
@@ -80,7 +80,7 @@ def read(folder: Path) -> Details:
         for line in generations(folder)
         if "flags" in line
     ]
-    return Details(by_language, tasks, answers)
+    return Details(_scored(folder / DOCUMENTS), tasks, answers, _scored(folder / DIALOGUES))
 
 
 def generations(folder: Path) -> list[dict]:
@@ -144,6 +144,14 @@ def verdict(difference: Mapping[str, float], better: str) -> str:
     if difference["low"] <= 0 <= difference["high"] or difference.get("p_value", 0) >= SIGNIFICANCE:
         return "overlaps"
     return "better" if (difference["value"] < 0) == (better == "lower") else "worse"
+
+
+def _scored(file: Path) -> dict[str, list[Document]]:
+    """By language."""
+    found: dict[str, list[Document]] = {}
+    for _, line in documents.read_json_lines(file) if file.is_file() else ():
+        found.setdefault(line["language"], []).append(Document(line["id"], line["bits"], line["bytes"]))
+    return found
 
 
 def _identity(each: Measured) -> tuple:

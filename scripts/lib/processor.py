@@ -1,6 +1,7 @@
-"""What this machine's processor can do, and who makes use of it. Light to import."""
+"""What this machine's processor is and can do, and who makes use of it. Light to import."""
 
 import functools
+import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -12,11 +13,21 @@ def flags() -> frozenset[str]:
 
     Not by torch.cpu.get_capabilities, which older versions of torch than base.txt's may lack (the GPU image has one).
     """
+    return frozenset(_told("flags").split())
+
+
+def name() -> str:
+    """The processor's name where Linux tells it, else its architecture."""
+    return _told("model name") or platform.machine()
+
+
+def _told(key: str) -> str:
+    """What /proc/cpuinfo says of the first processor; nothing where it is silent or not there."""
     try:
         lines = CPUINFO.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def has_bf16() -> bool:

@@ -17,7 +17,7 @@ def answers(
     mode = model.training
     model.eval()
     try:
-        found, _ = generation.complete(
+        found = generation.complete(
             model, tokenizer, [asked["prompt"] for asked in prompts], max_new_tokens=SAMPLE_TOKENS, title=None
         )
     finally:

@@ -12,6 +12,14 @@ MADE_BY = {
     "merge": "init and cpt interpolated",
     "sft": "after instruction tuning",
 }
+# Groups of columns by the table that shows them.
+TABLES = {
+    "text": ("bits_per_byte", "instructions", "perplexity", "kl_to_base"),
+    "tasks": ("tasks",),
+    "size": ("fertility", "context", "reading", "writing", "vocabulary", "parameters"),
+    "flaws": ("flaws",),
+}
+DRAWN = ("bits_per_byte", "instructions", "tasks")  # as intervals
 
 
 def score_table(evaluations: Sequence[Mapping], language: str, base: str = "base") -> dict:
@@ -33,10 +41,9 @@ def score_table(evaluations: Sequence[Mapping], language: str, base: str = "base
 
 
 def text_table(table: Mapping) -> str:
-    """The score table for a terminal: text and speed, then tasks, then flaws of answers, aligned."""
-    tasks, flawed = ([column for column in table["columns"] if column["group"] == name] for name in ("tasks", "flaws"))
-    others = [column for column in table["columns"] if column["group"] not in ("tasks", "flaws")]
-    return "\n\n".join(_aligned(columns, table["rows"]) for columns in (others, tasks, flawed) if columns)
+    """The score table for a terminal: text, tasks, size and speed, flaws of answers, aligned."""
+    parts = ([column for column in table["columns"] if column["table"] == name] for name in TABLES)
+    return "\n\n".join(_aligned(columns, table["rows"]) for columns in parts if columns)
 
 
 def compared(table: Mapping) -> str:
@@ -124,31 +131,56 @@ def _columns(results: Sequence[Mapping], language: str) -> list[dict]:
     def named(part: str) -> list[str]:
         return list(dict.fromkeys(name for result in results for name in result.get(part) or {}))
 
-    columns = [
-        {"title": f"bits/byte {code}", "group": "bits_per_byte", "language": code, "better": "lower", "style": "bits"}
-        for code in sorted(named("bits_per_byte"), key=lambda code: code != language)
-    ]
-    for column in columns:
-        found = [result["bits_per_byte"].get(column["language"]) for result in results]
-        column["documents"] = next((score["documents"] for score in found if score), None)
-    columns += [
-        {"title": f"tokens/word {code}", "group": "fertility", "language": code, "better": "lower", "style": "ratio"}
-        for code in sorted(named("fertility"), key=lambda code: code != language)
-    ]
+    def by_language(part: str) -> list[str]:
+        return sorted(named(part), key=lambda code: code != language)
+
+    def found(*at: str) -> list[Mapping]:
+        return [part for result in results if (part := _at(result, at))]
+
+    columns = []
+    for code in by_language("bits_per_byte"):
+        at = ("bits_per_byte", code)
+        shown = {"title": f"bits/byte {code}", "better": "lower", "style": "bits"}
+        columns.append(shown | {"at": at, "language": code, "documents": found(*at)[0]["documents"]})
+    for code in by_language("instructions"):
+        at = ("instructions", code)
+        shown = {"title": f"bits/byte answers {code}", "better": "lower", "style": "bits"}
+        columns.append(shown | {"at": at, "language": code, "dialogues": found(*at)[0]["documents"]})
+    for code in by_language("instructions"):
+        # It does not compare over tokenizers, so no checkpoint is better by it.
+        shown = {"title": f"perplexity answers {code}", "group": "perplexity", "better": None, "style": "ratio"}
+        columns.append(shown | {"at": ("instructions", code, "perplexity_per_token"), "language": code})
+    if divergences := found("kl_to_base"):
+        # The base is at 0 and none can come below it: a distance, neither better nor worse.
+        shown = {"title": f"KL to base {divergences[0]['language']}, nats", "better": None, "style": "bits"}
+        columns.append(shown | {"at": ("kl_to_base",), "documents": divergences[0]["documents"]})
     for task in named("tasks"):
-        found = [result["tasks"][task] for result in results if task in (result.get("tasks") or {})]
-        more = {name: found[0][name] for name in ("chance", "items", "shots") if name in found[0]}
-        columns.append({"title": task, "group": "tasks", "task": task, "better": "higher", "style": "percent"} | more)
+        first = found("tasks", task)[0]
+        more = {name: first[name] for name in ("chance", "items", "shots") if name in first}
+        shown = {"title": task, "task": task, "better": "higher", "style": "percent"}
+        columns.append(shown | {"at": ("tasks", task)} | more)
+    for code in by_language("fertility"):
+        shown = {"title": f"tokens/word {code}", "better": "lower", "style": "ratio"}
+        columns.append(shown | {"at": ("fertility", code, "tokens_per_word"), "language": code})
+    # Of the other languages they are in the manifests.
+    for code in by_language("bits_per_byte")[:1]:
+        for title, group, at in (
+            ("context {}, characters", "context", ("context", "characters", code)),
+            ("reads {}, characters/s", "reading", ("speed", "languages", code, "prompt", "characters_per_second")),
+            ("writes {}, characters/s", "writing", ("speed", "languages", code, "generation", "characters_per_second")),
+        ):
+            if found(*at):
+                shown = {"title": title.format(code), "group": group, "better": "higher", "style": "whole"}
+                columns.append(shown | {"at": at, "language": code})
+    columns.append({"title": "vocabulary", "at": ("vocabulary",), "better": None, "style": "whole"})
+    columns.append({"title": "parameters, M", "at": ("parameters",), "better": None, "style": "millions"})
     for flag in named("flaws"):
-        items = next(result["flaws"][flag]["items"] for result in results if flag in (result.get("flaws") or {}))
-        title = {"title": flag.replace("_", " "), "flag": flag, "answers": items}
-        columns.append({"group": "flaws", "better": "lower", "style": "percent"} | title)
-    if any(result.get("generation") for result in results):
-        columns.append({"title": "characters/s", "group": "generation", "better": "higher", "style": "whole"})
-    columns.append({"title": "vocabulary", "group": "vocabulary", "better": None, "style": "whole"})
-    columns.append({"title": "parameters, M", "group": "parameters", "better": None, "style": "millions"})
+        shown = {"title": flag.replace("_", " "), "flag": flag, "better": "lower", "style": "percent"}
+        columns.append(shown | {"at": ("flaws", flag), "answers": found("flaws", flag)[0]["items"]})
     for column in columns:
+        column.setdefault("group", column["at"][0])
         column["key"] = ".".join(filter(None, [column["group"], _name(column)]))
+        column["table"] = next(name for name, groups in TABLES.items() if column["group"] in groups)
     return columns
 
 
@@ -156,23 +188,24 @@ def _name(column: Mapping) -> str | None:
     return column.get("language") or column.get("task") or column.get("flag")
 
 
+def _at(result: Mapping, at: Sequence[str]) -> Mapping | float | None:
+    """What an evaluation's results have there; None where a part was not measured."""
+    for name in at:
+        result = (result or {}).get(name)
+    return result
+
+
 def _measured(result: Mapping, column: Mapping) -> dict | None:
-    part = result.get(column["group"]) or {}
-    if column["group"] in ("bits_per_byte", "tasks", "flaws"):
-        found = part.get(_name(column))
-        return found and {name: found[name] for name in ("value", "low", "high")}
-    if column["group"] == "fertility":
-        found = part.get(column["language"])
-        return found and {"value": found["tokens_per_word"]}
-    if column["group"] == "generation":
-        return {"value": part["characters_per_second"]} if part else None
-    return {"value": result[column["group"]]} if column["group"] in result else None
+    found = _at(result, column["at"])
+    if not isinstance(found, Mapping):
+        return None if found is None else {"value": found}
+    return {name: found[name] for name in ("value", "low", "high")}
 
 
 def _cell(evaluation: Mapping, column: Mapping, base: Mapping | None) -> dict | None:
     cell = _measured(evaluation["results"], column)
-    if not cell or "low" not in cell:
-        return cell or None
+    if not cell or "low" not in cell or column["better"] is None:
+        return cell
     if "chance" in column:
         cell["like_guessing"] = cell["low"] <= column["chance"] <= cell["high"]
     if base is not None and base is not evaluation and (before := _measured(base["results"], column)):
@@ -186,8 +219,9 @@ def _cell(evaluation: Mapping, column: Mapping, base: Mapping | None) -> dict | 
 
 def difference(items: paired.Details, base: paired.Details, column: Mapping) -> dict | None:
     """The paired difference of a column from the base; None where they have no details or those of other texts or items."""
-    if column["group"] == "bits_per_byte":
-        ours, others = (each.documents.get(column["language"], []) for each in (items, base))
+    if column["group"] in ("bits_per_byte", "instructions"):
+        scored = (each.documents if column["group"] == "bits_per_byte" else each.dialogues for each in (items, base))
+        ours, others = (found.get(column["language"], []) for found in scored)
         return paired.bits_per_byte(ours, others) if paired.same(ours, others) else None
     if column["group"] == "tasks":
         ours, others = (each.tasks.get(column["task"], []) for each in (items, base))
