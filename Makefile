@@ -103,7 +103,7 @@ lib-reward := attention corruption documents encoder fine_tuning instructions la
 lib-instruct := attention contamination corruption curation dialogues documents duplicates encoder fine_tuning harness instructions items kernels languages losses machine metrics minhash paragraphs preferences prefixes rewards scoring
 lib-sft := $(lib-training) dialogues
 lib-eval := documents fertility flaws generation harness items languages metrics models paired paragraphs prefixes rules vocabulary
-lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
+lib-report := cards documents flaws languages lineage page paired paragraphs plots receipts rules scores
 lib-leaks := contamination documents harness items languages metrics paired prefixes
 script-tokenizer := train_spm
 script-init := init_embeddings
@@ -130,12 +130,12 @@ facts-reward := $(PREFERENCES) $(REWARD_ENCODER)
 facts-instruct := $(strip $(INSTRUCT) $(TRANSLATE) $(PREFERENCES))
 facts-sft := $(strip $(MERGE))
 facts-eval := $(BASE)
-facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
+facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE) $(TRANSLATE) $(MERGE)
 
 ##@ The pipeline
 .PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report
 all: report ## everything, up to the report
-	@echo "the report: $(at-report)/report.html"
+	@echo "the report: $(at-report)/report.html; model cards: $(at-report)/cards"
 demo: ## the whole pipeline on the embedded default, from nothing
 	@$(MAKE) PROFILE=demo all
 fetch: $(call manifests,$(fetched)) ## corpora, instructions, models, tokenizers
@@ -153,7 +153,7 @@ instruct: $(at-instruct)/manifest.json ## the instruction set: checked, deduplic
 sft: $(at-sft)/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
 leaks: $(at-leaks)/manifest.json ## evaluation items that occur in the training text
-report: $(at-report)/manifest.json ## one HTML page about it all
+report: $(at-report)/manifest.json ## one HTML page about it all, and a model card for each final checkpoint
 
 $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
 	$(PY) scripts/fetch.py --config=configs/sources/$*.yaml --cache=$(RAW)/.cache --out=$(@D)
@@ -214,7 +214,7 @@ $(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(
 # With what `make ablate-...` has left.
 ablations := $(patsubst %/manifest.json,%,$(wildcard $(D)/ablations/*/manifest.json))
 $(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) $(at-leaks)/manifest.json | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
+	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(if $(strip $(MERGE)),--merge=$(at-merge)) $(if $(translated),--translated=$(call list,$(translated))) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
 
 # A key belongs to one rule: a key that a missing target looked at before makes make 4.3 remake the next one that has it.
 # A key lists what a stage's settings and code hash to; it is looked at on every run and rewritten only if it changed,

@@ -52,6 +52,7 @@ SYSTEMS = {"filter": "filter", "bag_of_words": "bag of words", "length": "length
 CLUSTERS = ((2, 2), (3, 3), (4, 4), (5, 9), (10, 99), (100, None))  # sizes that are counted together
 PAIRS = 12  # of sources, with the most duplicates
 LONGEST = 700  # characters of a text that are shown
+LINES = 15  # at most: a list of short lines would fill a printed page
 SEEN_AT_MOST = 200_000  # removed rows looked at for samples
 
 
@@ -136,7 +137,8 @@ def mark(text: str, other: str) -> Markup:
 
 def cut(text: str, longest: int = LONGEST) -> str:
     """The text's beginning; how much there is of it where that is not all."""
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} … ({len(text):,} characters in all)"
+    begun = "\n".join(text.splitlines()[:LINES])[:longest].rstrip()
+    return text if begun == text.rstrip() else f"{begun} … ({len(text):,} characters in all)"
 
 
 def meaning(reason: str, settings: Mapping, threshold: float | None = None) -> str:
