@@ -109,7 +109,7 @@ lib-reward := attention corruption documents encoder fine_tuning instructions la
 lib-instruct := attention contamination corruption curation dialogues documents duplicates encoder fine_tuning harness instructions items kernels languages losses machine metrics minhash paragraphs preferences prefixes rewards scoring
 lib-sft := $(lib-training) dialogues
 lib-eval := alignment attention dialogues divergence documents fertility flaws generation harness items languages losses metrics models packing paired paragraphs prefixes reference replies rules speed summary unseen vocabulary
-lib-report := documents flaws languages page paired paragraphs plots receipts rules scores
+lib-report := cards documents flaws languages lineage page paired paragraphs plots receipts rules scores
 lib-export := documents generation gguf_model gguf_vocabulary hub models spm vocabulary
 lib-leaks := contamination documents harness items languages metrics paired prefixes
 script-tokenizer := train_spm
@@ -141,12 +141,12 @@ facts-reward := $(PREFERENCES) $(REWARD_ENCODER) $(TARGET)
 facts-instruct := $(strip $(INSTRUCT) $(TRANSLATE) $(PREFERENCES))
 facts-sft := $(strip $(MERGE))
 facts-eval := $(BASE) $(TARGET) $(PROMPTS)
-facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE)
+facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE) $(TRANSLATE) $(MERGE)
 
 ##@ The pipeline
 .PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report export
 all: report ## everything, up to the report
-	@echo "the report: $(at-report)/report.html"
+	@echo "the report: $(at-report)/report.html; model cards: $(at-report)/cards"
 demo: ## the whole pipeline on the embedded default, from nothing
 	@$(MAKE) PROFILE=demo all
 fetch: $(call manifests,$(fetched)) ## corpora, instructions, models, tokenizers
@@ -164,7 +164,7 @@ instruct: $(at-instruct)/manifest.json ## the instruction set: checked, deduplic
 sft: $(at-sft)/manifest.json ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
 leaks: $(at-leaks)/manifest.json ## evaluation items that occur in the training text
-report: $(at-report)/manifest.json ## one HTML page about it all
+report: $(at-report)/manifest.json ## one HTML page about it all, and a model card for each final checkpoint
 export: $(at-export)/$(EXPORT)/manifest.json ## EXPORT as a folder for the Hub and a file for llama.cpp (with the report's model card, if there is one)
 
 $(RAW)/%/manifest.json: $(KEYS)/sources/% | $(READY)
@@ -226,7 +226,7 @@ $(at-leaks)/manifest.json: $(call key-of,leaks) $(at-eval)/base/manifest.json $(
 # With what `make ablate-...` has left.
 ablations := $(patsubst %/manifest.json,%,$(wildcard $(D)/ablations/*/manifest.json))
 $(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) $(at-leaks)/manifest.json | $(READY)
-	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
+	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(if $(strip $(MERGE)),--merge=$(at-merge)) $(if $(translated),--translated=$(call list,$(translated))) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
 
 # With the card that the report stage has left; looked for when the rule's turn comes, after a report made by the same command.
 card = $(wildcard $(at-report)/cards/$(1)/README.md)

@@ -110,7 +110,7 @@ def main(
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     """What the checkpoint's weights are stored in, so that nothing is rounded twice."""
-    return getattr(AutoConfig.from_pretrained(folder), "dtype", None) or torch.float32
+    return getattr(AutoConfig.from_pretrained(folder, trust_remote_code=False), "dtype", None) or torch.float32
 
 
 def _set_rows(model: PreTrainedModel, tokens: int, multiple: int) -> None:

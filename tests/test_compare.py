@@ -157,7 +157,7 @@ def test_make_names_evaluations_by_checkpoint_or_folder(tmp_path):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert make("A=base", "B=some/eval/cpt").stdout.strip() == (
-        f"py scripts/compare.py --first={tmp_path}/eval/base --second=some/eval/cpt --out={tmp_path}/compare"
+        f"py scripts/compare.py --language=ru --first={tmp_path}/eval/base --second=some/eval/cpt --out={tmp_path}/compare"
     )
     refused = make("A=base")
     assert refused.returncode != 0

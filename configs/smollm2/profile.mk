@@ -1,6 +1,6 @@
 # The demo's model and text, trained for an hour instead of minutes; what the demo's defaults were chosen by (`make kl-bench PROFILE=smollm2`).
 include configs/demo/profile.mk
-$(foreach stage,dedup annotate filter tokenizer init pack merge reward instruct sft eval estimate,$(eval CONF-$(stage) := configs/demo/$(stage).yaml))
+$(foreach stage,dedup annotate filter tokenizer init pack merge reward instruct sft eval report estimate,$(eval CONF-$(stage) := configs/demo/$(stage).yaml))
 # The demo's vocabulary; one of its own beside it, for which there is no more text than this.
 KL_VOCABULARY-extend := 98304
 KL_VOCABULARY-replace := 32000

@@ -119,7 +119,10 @@ def activations(
     ends = None if documents is None else np.asarray(documents)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=FUSED if ends is None else by_document.NAME
+            config,
+            dtype=dtype,
+            attn_implementation=FUSED if ends is None else by_document.NAME,
+            trust_remote_code=False,
         )
         model.train()
         body = model.get_decoder()

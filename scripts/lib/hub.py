@@ -88,7 +88,9 @@ def _about_model(folder: Path, model: PreTrainedModel, tokens: int) -> Iterator[
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not set(config.get("architectures") or []) & set(VLLM_ARCHITECTURES):
         yield f"config.json: architectures is {config.get('architectures')}; vLLM takes {', '.join(VLLM_ARCHITECTURES)}"
-    loaded, loading = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, output_loading_info=True)
+    loaded, loading = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=model.dtype, output_loading_info=True, use_safetensors=True, trust_remote_code=False
+    )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if loading[kind]:
             yield f"transformers finds {kind}: {sorted(map(str, loading[kind]))[:3]}"
@@ -114,7 +116,7 @@ def _about_tokens(folder: Path, tokenizer: PreTrainedTokenizerFast, ends: set[in
     )
     if max(tokenizer.get_vocab().values()) >= config["vocab_size"]:
         yield f"the tokenizer has ids from config.json's vocab_size ({config['vocab_size']}) on"
-    for loaded in (AutoTokenizer.from_pretrained(folder), models.load_tokenizer(folder)):
+    for loaded in (AutoTokenizer.from_pretrained(folder, trust_remote_code=False), models.load_tokenizer(folder)):
         if not loaded.is_fast:
             yield "the tokenizer does not load as a fast one"
         if loaded(list(spm.HOSTILE))["input_ids"] != tokenizer(list(spm.HOSTILE))["input_ids"]:

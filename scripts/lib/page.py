@@ -3,13 +3,14 @@
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jinja2
 import yaml
+from tokenizers import decoders
 
-from lib import paired, receipts, scores
+from lib import lineage, paired, receipts, scores
 
 FOLDER = Path(__file__).parent
 RULES = {
@@ -20,7 +21,40 @@ RULES = {
     "global_mean": "the base has nothing for them: the mean of all its rows",
     "padded": "zero rows that round the matrix up and never enter a softmax",
 }
-FORMATS = {"model_gguf": "model", "model_e5": "model", "model_random": "random model", "encoder_random": "random model"}
+
+
+def described(run: Mapping, sources: Mapping[str, Mapping | None]) -> dict[str, object]:
+    """What the page and the cards both say of a run, beside what `lineage.read` found.
+
+    Args:
+        run: of `lineage.read`.
+        sources: manifests of fetched folders by name; None where there is none.
+    """
+    folders, manifests = run["folders"], run["manifests"]
+    language = manifests["tokenizer"]["settings"]["language"]
+    base = Path(manifests["init"]["inputs"]["base"]["path"]).name
+    evaluations = {name: folder for name, folder in folders.items() if name.startswith("eval ")}
+    scored = [manifests[name] | {"items": paired.read(folder)} for name, folder in evaluations.items()]
+    answers = {
+        manifests[name]["results"]["checkpoint"]: paired.generations(folder) for name, folder in evaluations.items()
+    }
+    table = scores.score_table(scored, language)
+    fertility = json.loads((folders["tokenizer"] / "fertility.json").read_text(encoding="utf-8"))
+    random = lineage.is_random(sources.get(base))
+    return {
+        "language": language,
+        "base": base,
+        "base_source": sources.get(base),
+        "random_model": random,
+        "fertility": fertility,
+        "example": fertility["example"],
+        "items": {one["results"]["checkpoint"]: one["items"] for one in scored},
+        "answers": answers,
+        "table": table,
+        "headline": scores.headline(table, fertility["tokenizers"], language, random_model=random),
+        "provenance": lineage.provenance(sources),
+        "settings_of": lambda name: manifests[name]["settings"],
+    }
 
 
 def source_rows(fetched: Mapping[str, Mapping | None], filtered: Mapping) -> list[dict]:
@@ -46,30 +80,6 @@ def source_rows(fetched: Mapping[str, Mapping | None], filtered: Mapping) -> lis
                 "characters": results.get("characters"),
                 "after_dedup": sum(counts.values()),
                 "kept": counts.get("kept", 0),
-            }
-        )
-    return rows
-
-
-def provenance(fetched: Mapping[str, Mapping | None]) -> list[dict]:
-    """A row for everything that was fetched: what, version, licence, hashes; or why it is not there."""
-    rows = []
-    for name, manifest in fetched.items():
-        if manifest is None:
-            rows.append({"name": name, "missing": "no manifest: it was not fetched"})
-            continue
-        settings, results = manifest["settings"], manifest["results"]
-        local = manifest["inputs"].get("path")
-        taken = results.get("artefacts") or ([{"name": local["path"], "sha256": local["sha256"]}] if local else [])
-        kind = settings.get("format", "")
-        rows.append(
-            {
-                "name": name,
-                "kind": FORMATS.get(kind, kind if kind in ("model", "tokenizer", "instructions") else "text"),
-                "from": settings.get("type"),
-                "licence": results.get("licence"),
-                "artefacts": taken,
-                "missing": f"skipped: {results['skipped']}" if results.get("skipped") else None,
             }
         )
     return rows
@@ -121,8 +131,7 @@ def tokenizations(fertility: Mapping) -> list[dict]:
 def fertility_rows(fertility: Mapping, language: str) -> list[dict]:
     """What the tokenizers spend on each language, the target first, and on each of its sources below it.
 
-    `spent` (tokens per word) and `whole` (share of words left whole) by tokenizer, those that were measured; `fewest` and
-    `most` are the best of them as they are shown, so several may have them.
+    `spent` (tokens per word) and `whole` (share of words left whole) by tokenizer, those that were measured.
     """
     measured = {name: row for name, row in fertility["tokenizers"].items() if row.get("languages")}
     rows = []
@@ -144,76 +153,7 @@ def _fertility_row(name: str, words: int, found: Mapping[str, Mapping[str, float
         "words": words,
         "spent": spent,
         "whole": whole,
-        "fewest": min(spent.values(), key=float, default=None),
-        "most": max(whole.values(), key=lambda shown: float(shown.rstrip("%")), default=None),
     }
-
-
-def is_random(fetched: Mapping | None) -> bool:
-    """Whether a fetched model is one made at random for tests."""
-    return fetched is not None and "random" in fetched["settings"].get("format", "")
-
-
-def versions(stages: Iterable[Mapping]) -> dict[str, str]:
-    """Package versions in use, all of them where the stages' differ."""
-    found: dict[str, set[str]] = {}
-    for entry in stages:
-        for package, version in entry["versions"].items():
-            found.setdefault(package, set()).add(version)
-    return {package: ", ".join(sorted(different)) for package, different in sorted(found.items())}
-
-
-def model_card(*, answers: Sequence[Mapping], model: Path, **context: object) -> str:
-    """The card of the tuned model, in Markdown."""
-    source, answer = context["base_source"], answers[0] if answers else {}
-    licence = source["results"].get("licence") if source else None
-    spoken = [column["language"] for column in context["table"]["columns"] if column["group"] == "bits_per_byte"]
-    return render(
-        "model_card.md.j2",
-        front=front_matter(context["base"], licence, sorted({context["language"], *spoken})),
-        fence=fence(answer.get("prompt", "") + answer.get("completion", "")),
-        limits=limits(context["results"], context["table"]),
-        answers=answers,
-        model=model,
-        **context,
-    )
-
-
-def front_matter(base: str, licence: str | None, languages: Sequence[str]) -> str:
-    """The YAML head of a model card; a licence that is not a plain identifier is 'other' with its name."""
-    plain = bool(licence) and re.fullmatch(r"[A-Za-z0-9.+-]+", licence)
-    head = {"language": list(languages), "license": licence.lower() if plain else "other"}
-    if not plain:
-        head["license_name"] = licence or "unknown"
-    head |= {"base_model": base, "library_name": "transformers", "pipeline_tag": "text-generation"}
-    return yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-
-
-def limits(results: Mapping[str, Mapping], table: Mapping) -> list[str]:
-    """What the model and its scores can't be relied on for, as far as the manifests tell."""
-    found = ["Nobody tuned it to refuse harmful requests or checked its answers for truth; don't rely on either."]
-    if parameters := results["sft"].get("parameters"):
-        found.append(
-            f"It has {parameters / 1e6:,.1f} million parameters, saw {results['cpt']['tokens']:,} tokens in continued "
-            f"pre-training and {results['sft']['dialogues']['kept']:,} dialogues in tuning."
-        )
-    tasks = [column for column in table["columns"] if column["group"] == "tasks" and "items" in column]
-    if tasks:
-        smallest = min(column["items"] for column in tasks)
-        found.append(f"The smallest task has {smallest:,} items: read the intervals, not the last digit.")
-    flawed = [column for column in table["columns"] if column["group"] == "flaws"]
-    answered = next((row["cells"] for row in table["rows"] if row["checkpoint"] == "sft"), {})
-    if rates := [(column, cell) for column in flawed if (cell := answered.get(column["key"])) and cell["value"]]:
-        told = ", ".join(f"{column['title']} {scores.spell(cell['value'], 'percent')}" for column, cell in rates)
-        found.append(f"Flaws that a rule can see in its {flawed[0]['answers']:,} answers: {told}.")
-    if results["filter"]["labels"] == "weak":
-        found.append("The training text was filtered by a model that had learnt from weak labels, not from readers.")
-    return found
-
-
-def fence(text: str) -> str:
-    """A Markdown code fence that the text does not close."""
-    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def side_by_side(generations: Mapping[str, Sequence[Mapping]], limit: int | None = None) -> list[dict]:
@@ -272,6 +212,9 @@ def render(template: str, **context: object) -> str:
         "spell": scores.spell,
         "language": scores.name_of,
         "cell": markdown_cell,
+        "yaml": lambda settings: yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True, width=120),
+        "anchor": lambda name: re.sub(r"[^\w.-]+", "-", name),
+        "readable": readable,
     }
     return environment.get_template(template).render(**context)
 
@@ -301,6 +244,12 @@ def setting(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name}: {setting(part)}" for name, part in value.items())
     return ", ".join(map(setting, value)) if isinstance(value, list) else json.dumps(value)
+
+
+def readable(token: str) -> str:
+    """A token of a byte-level vocabulary as the text that it stands for; any other as it is, and parts of characters too."""
+    text = decoders.ByteLevel().decode([token])
+    return token if "\N{REPLACEMENT CHARACTER}" in text else text
 
 
 def markdown_cell(text: object) -> str:

@@ -24,6 +24,7 @@ REASONS = {
     "low_quality": "the trained filter scores it below {threshold:.2f} of 5",
     "too_short": "fewer than {too_short:,.0f} characters",
     "too_long": "more than {too_long:,.0f} characters",
+    "few_stop_words": "less than {few_stop_words:.0%} of its words are words of grammar, which sentences have",
     "low_script": "less than {low_script:.0%} of its letters are of its language's script",
     "mojibake": "more than {mojibake:.0%} of it was read in a wrong encoding",
     "symbols": "more than {symbols:.0%} of its visible characters are no letters",
@@ -52,6 +53,7 @@ SYSTEMS = {"filter": "filter", "bag_of_words": "bag of words", "length": "length
 CLUSTERS = ((2, 2), (3, 3), (4, 4), (5, 9), (10, 99), (100, None))  # sizes that are counted together
 PAIRS = 12  # of sources, with the most duplicates
 LONGEST = 700  # characters of a text that are shown
+LINES = 15  # at most: a list of short lines would fill a printed page
 SEEN_AT_MOST = 200_000  # removed rows looked at for samples
 
 
@@ -136,7 +138,8 @@ def mark(text: str, other: str) -> Markup:
 
 def cut(text: str, longest: int = LONGEST) -> str:
     """The text's beginning; how much there is of it where that is not all."""
-    return text if len(text) <= longest else f"{text[:longest].rstrip()} … ({len(text):,} characters in all)"
+    begun = "\n".join(text.splitlines()[:LINES])[:longest].rstrip()
+    return text if begun == text.rstrip() else f"{begun} … ({len(text):,} characters in all)"
 
 
 def meaning(reason: str, settings: Mapping, threshold: float | None = None) -> str:

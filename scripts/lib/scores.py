@@ -20,6 +20,10 @@ TABLES = {
     "flaws": ("flaws",),
 }
 DRAWN = ("bits_per_byte", "instructions", "tasks")  # as intervals
+BROUGHT = {
+    "cpt": "Continued pre-training brings the model",
+    "merge": "Merged with init, the model comes",
+}
 
 
 def score_table(evaluations: Sequence[Mapping], language: str, base: str = "base") -> dict:
@@ -101,16 +105,16 @@ def headline(table: Mapping, fertility: Mapping, language: str, *, random_model:
     rows = {row["checkpoint"]: row["cells"] for row in table["rows"]}
     if "base" not in rows or len(rows) < 2:
         return sentences
-    trained = "cpt" if "cpt" in rows else next(name for name in reversed(rows) if name != "base")
+    trained = [name for name in ("cpt", "merge") if name in rows] or [name for name in rows if name != "base"][-1:]
     columns = [column for column in table["columns"] if column["group"] == "bits_per_byte"]
-    parts = [
-        _told(rows[trained][column["key"]], rows["base"][column["key"]], name_of(column["language"]))
-        for column in columns
-        if rows[trained][column["key"]] and rows["base"][column["key"]]
-    ]
-    if parts:
-        subject = "Continued pre-training brings the model" if trained == "cpt" else f"The checkpoint {trained} comes"
-        sentences.append(f"{subject} to {' and to '.join(parts)}.")
+    for name in trained:
+        parts = [
+            _told(rows[name][column["key"]], rows["base"][column["key"]], name_of(column["language"]))
+            for column in columns
+            if rows[name][column["key"]] and rows["base"][column["key"]]
+        ]
+        if parts:
+            sentences.append(f"{BROUGHT.get(name, f'The checkpoint {name} comes')} to {' and to '.join(parts)}.")
     final = list(rows)[-1]
     if final != "base" and (sentence := _on_tasks(table, rows[final], final)):
         sentences.append(sentence)

@@ -51,7 +51,7 @@ def without_weights(config: PreTrainedConfig, rows: int, dtype: torch.dtype = to
     config.vocab_size, config.pad_token_id = rows, None
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype)
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise UserError(
             f"{config.model_type}: not a causal language model to transformers ({str(error).splitlines()[0]})"
