@@ -299,10 +299,10 @@ lint: $(READY_TO_TEST) ## style of the code
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 pinned = grep -hoE '^[A-Za-z0-9_.-]+==[^ ;]+' requirements/{audit,base,bench,deepspeed,dev,distributed,gpu,peers,storage}.txt | grep -v '^torch==' | sort -u
-# From PyPI itself: a mirror may lack files that another machine installs, and no other index has a place in the file.
+# uv asks PyPI unless the environment says otherwise: a mirror may lack files that another machine installs.
 hashes: ## requirements/hashes.txt, after a pin has changed (wants uv: pipx install uv)
 	{ echo '# SHA-256 of every file of the pinned packages but torch: `make hashes` (requirements/hashed.py says what for).'; \
-	$(pinned) | uv pip compile --quiet --no-config --no-deps --generate-hashes --no-header --no-annotate --default-index=https://pypi.org/simple --python-version=3.11 -; } > requirements/hashes.txt.new
+	$(pinned) | uv pip compile --quiet --no-config --no-deps --generate-hashes --no-header --no-annotate --python-version=3.11 -; } > requirements/hashes.txt.new
 	mv requirements/hashes.txt.new requirements/hashes.txt
 # By OSV, which fails where it can't be asked: of packages that PyPI's own service does not tell about, pip-audit says that they are sound.
 audit: ## known vulnerabilities of the pinned packages (asks osv.dev)
