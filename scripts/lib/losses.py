@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 IGNORED = -100
-ROUNDED = 64  # positions: up to a multiple of it the matrices of the head stay the same
+ROUNDED = 8  # up to so many parts of a chunk the matrices of the head stay the same
 _ALMOST_PARALLEL = 1e-6  # sine of the angle below which slerp is lerp
 
 
@@ -164,7 +164,8 @@ class _HeadLoss(torch.autograd.Function):
         z, kl = torch.zeros(2, dtype=torch.float32, device=hidden.device)
         stretches = list(_stretches(len(targets), chunk, reference))
         longest = max((rows.stop - rows.start for rows in stretches), default=0)
-        logits_of, p_of = _matrices(-(-longest // ROUNDED) * ROUNDED, len(head), hidden.device)
+        part = max(chunk // ROUNDED, 1)
+        logits_of, p_of = _matrices(-(-longest // part) * part, len(head), hidden.device)
         for rows in stretches:
             logits, p = (whole[: rows.stop - rows.start] for whole in (logits_of, p_of))
             if hidden.dtype == logits.dtype:
