@@ -57,7 +57,8 @@ def main(
             raise UserError(
                 f"{model}: no chat template, so nobody could talk to it; export a checkpoint of init or later"
             )
-        ends = generation.end_tokens(source, tokenizer)
+        if not (ends := generation.end_tokens(source, tokenizer)):
+            raise UserError(f"{model}: neither its tokenizer nor its generation config has a token that ends an answer")
         _set_rows(source, len(tokenizer), pad_to_multiple)
         _complete_settings(source, ends)
         tokenizer.model_max_length = source.config.max_position_embeddings

@@ -98,11 +98,11 @@ def _about_model(folder: Path, model: PreTrainedModel, tokens: int) -> Iterator[
     for name, parameter in loaded.named_parameters():
         if not torch.equal(parameter, saved[name]):
             yield f"{name} is not what was saved"
-    for layer in {"embedding": loaded.get_input_embeddings(), "head": loaded.get_output_embeddings()}.items():
-        if layer[1].weight.shape[0] != config["vocab_size"]:
-            yield f"the {layer[0]} has {layer[1].weight.shape[0]} rows, config.json's vocab_size is {config['vocab_size']}"
-        if layer[1].weight[tokens:].any():
-            yield f"rows of the {layer[0]} beyond the vocabulary are not zero"
+    for name, layer in (("embedding", loaded.get_input_embeddings()), ("head", loaded.get_output_embeddings())):
+        if layer.weight.shape[0] != config["vocab_size"]:
+            yield f"the {name} has {layer.weight.shape[0]} rows, config.json's vocab_size is {config['vocab_size']}"
+        if layer.weight[tokens:].any():
+            yield f"rows of the {name} beyond the vocabulary are not zero"
     padded = list(range(tokens, config["vocab_size"]))
     if (loaded.generation_config.suppress_tokens or []) != padded:
         yield f"generation_config.json: suppress_tokens is not the {len(padded)} rows beyond the vocabulary"
