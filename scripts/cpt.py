@@ -85,6 +85,7 @@ def main(
     on_spike: guard.OnSpike = "stop",
     prompts: Path | None = None,
     report_to: list[trackers.Name] = [],  # noqa: B006
+    timeout_seconds: int = machine.TIMEOUT_SECONDS,
     seed: int = 0,
 ) -> None:
     """Train all weights with L = CE + kl_weight * KL(P_new || P_ref) (the paper's equation 1).
@@ -141,6 +142,8 @@ def main(
             way its rows are written down in spike-<step>.jsonl.
         prompts: as eval.py's; the first four are answered at each evaluation.
         report_to: trackers beside metrics.jsonl: tensorboard, trackio, wandb.
+        timeout_seconds: of several processes, how long one waits for the others before it counts them as lost; longer than the first
+            one takes to write a checkpoint.
         seed: of everything random.
     """
     settings = dict(locals())

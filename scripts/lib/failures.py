@@ -1,0 +1,110 @@
+"""Why a run of several processes ended, in one line for each machine.
+
+A process leaves its reason in the file that torchrun names to it (TORCHELASTIC_ERROR_FILE, in the form of torch's own ErrorHandler), and
+scripts/launch.py says the one that the others follow from: when one process is gone, all fail in their next exchange.
+"""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+FILE = "TORCHELASTIC_ERROR_FILE"
+AGAIN = "the same command goes on from the last checkpoint"
+# How gloo, NCCL and torch's store say that nobody answers, and that a connection was closed, by the other side or by a process
+# that found out before this one. They raise RuntimeError or a DistError with such a text.
+SILENT = ("Timed out waiting", "timed out", "Timeout", "timeout")
+CLOSED = (
+    "Connection closed by peer",
+    "Connection reset",
+    "Broken pipe",
+    "ncclRemoteError",
+    "Connection was likely closed",
+)
+
+
+class Failed(Protocol):
+    """A failed process as torchrun describes it: its ProcessFailure."""
+
+    exitcode: int
+    timestamp: int
+    message: str | dict
+    error_file_data: dict
+
+
+def lost(error: BaseException) -> str | None:
+    """What happened to the others, if an error means that they can't be reached any more; None for any other error.
+
+    It has to come from torch's own code: an HTTP client's timeout does not mean that.
+    """
+    kind = type(error)
+    of_torch = kind is RuntimeError or (kind.__module__ == "torch.distributed" and kind.__name__.startswith("Dist"))
+    text = str(error)
+    if not of_torch:
+        return None
+    if any(sign in text for sign in CLOSED):
+        return "a process of another machine is gone"
+    if any(sign in text for sign in SILENT):
+        return "a process does not answer any more: it hangs, or its machine or the network is gone"
+    return None
+
+
+def leave(message: str, *, traceback: str = "", kind: str = "told") -> bool:
+    """Leave this process's reason to the launcher; False where there is none, and the reason has to be shown here.
+
+    Args:
+        message: a line.
+        traceback: of a bug.
+        kind: 'told' for what a user is told, 'bug', or 'lost' where only others are missing.
+    """
+    path = os.environ.get(FILE)
+    if path is None:
+        return False
+    shown = traceback or message  # what torchrun's own page has, for those who start it by hand
+    about = {"py_callstack": shown, "timestamp": str(int(time.time())), "kind": kind}
+    Path(path).write_text(json.dumps({"message": {"message": message, "extraInfo": about}}), encoding="utf-8")
+    return True
+
+
+def describe(failures: Mapping[int, Failed], machine: str) -> tuple[str, int]:
+    """What a machine's launcher says at last, and its exit status.
+
+    Args:
+        failures: of this machine's processes, by rank.
+        machine: its name.
+
+    Returns:
+        One line, a bug's traceback before it; and the process's own status if that says something, else 1.
+    """
+    rank = cause([(rank, failure) for rank, failure in failures.items()])
+    failure = failures[rank]
+    kind, message, traceback = _left(failure)
+    who = f"process {rank} on {machine}"
+    if failure.exitcode < 0:
+        name = signal.Signals(-failure.exitcode).name
+        why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+        return f"error: {who} was killed by {name}{why}; all others stop, {AGAIN}", 1
+    if kind == "told":
+        return f"error: {message}", failure.exitcode
+    if kind == "lost":
+        return f"error: {who} had to stop: {message}; {AGAIN}", 1
+    return f"{traceback}error: {who} failed: {message or f'status {failure.exitcode}'}; all others stop", 1
+
+
+def cause(failures: Sequence[tuple[int, Failed]]) -> int:
+    """The rank of the process that the others follow from: one killed by a signal, which leaves no reason, before one that failed by
+    itself, before those that only miss another; of several the first.
+    """
+    return min(failures, key=lambda one: (one[1].exitcode >= 0, _left(one[1])[0] == "lost", one[1].timestamp))[0]
+
+
+def _left(failure: Failed) -> tuple[str, str, str]:
+    """Kind, message and traceback that a process left."""
+    message = failure.error_file_data.get("message")
+    if not isinstance(message, dict):
+        return "bug", "", ""
+    about = message["extraInfo"]
+    return about.get("kind", "bug"), message["message"], about["py_callstack"]
