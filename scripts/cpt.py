@@ -2,7 +2,7 @@
 
     python scripts/cpt.py --model=checkpoints/demo/init --base=checkpoints/models/smollm2-135m --pack=data/demo/pack \
         --out=checkpoints/demo/cpt --config=configs/demo/cpt.yaml
-    torchrun --nproc_per_node=8 scripts/cpt.py ...        (several GPUs; DeepSpeed by `deepspeed:` in the YAML)
+    python scripts/launch.py --standalone --nproc_per_node=8 scripts/cpt.py ...   (torchrun: several GPUs; DeepSpeed by `deepspeed:`)
 
 Reads:  the initialised model (and what its rows.json says of the rows), the packed rows and held-out documents, the base model
         if it is the reference or kl_target is to be held, prompts if given.

@@ -35,6 +35,7 @@ from lib import failures
 ROOT = Path(__file__).parents[1]
 PASSED_BY_SSH = ("NCCL_", "GLOO_", "OMP_", "TORCH_")
 PORT = 29500  # torch's own default
+SSH_FAILED = 255
 GRACE = 30  # seconds for this machine's processes to find out by themselves that another's are gone
 
 
@@ -95,7 +96,7 @@ def _by_ssh(host: str, number: int, args: argparse.Namespace, unreached: list[st
     # In a session of its own: Ctrl-C is for this machine's processes, which tell the others, and all save.
     status = subprocess.run(command, stdin=subprocess.DEVNULL, start_new_session=True).returncode
     if status:
-        time.sleep(GRACE)
+        time.sleep(0 if status == SSH_FAILED else GRACE)
         unreached.append(host)
         _complain(
             f"ssh {host} ended with status {status}; can it log in without a password, and is this folder there?", 1

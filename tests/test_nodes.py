@@ -17,6 +17,8 @@ import torch
 from conftest import ROOT
 from test_reliability import RUN, checkpoints, records, weights
 
+from lib import failures
+
 HERE = socket.gethostname()
 AGAIN = "the same command goes on from the last checkpoint"
 NOTICED = 20  # seconds within which a machine ends after another one's connections closed; the shutdown is a moment, the rest is a busy machine
@@ -185,7 +187,7 @@ def test_a_machine_that_falls_silent_is_given_up_after_the_timeout(start, machin
     second.process.send_signal(signal.SIGSTOP)
     silent = time.monotonic()
     try:
-        status, last = first.end()
+        status, last = first.end(TIMEOUT + NOTICED)
     finally:
         if machines.mend:
             machines.mend()
@@ -195,3 +197,148 @@ def test_a_machine_that_falls_silent_is_given_up_after_the_timeout(start, machin
     )
     assert last.endswith(AGAIN)
     assert TIMEOUT - 1 < time.monotonic() - silent < TIMEOUT + NOTICED
+
+
+def launch(*flags, **more):
+    """A finished launcher."""
+    command = [sys.executable, "scripts/launch.py", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, env=environment(**more), capture_output=True, text=True, timeout=90)
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "last", "before"),
+    [
+        ("mistake", 2, "error: the flag is wrong", False),
+        ("bug", 1, "error: process 1 on {} failed: ZeroDivisionError: what happened first; all others stop", True),
+        ("kill", 1, "error: process 1 on {} was killed by SIGKILL, as the system does when memory runs out;", False),
+    ],
+)
+def test_a_failure_on_one_machine_is_told_in_its_last_line(tmp_path, end, status, last, before):
+    done = launch("--standalone", "--nproc_per_node=2", "tests/tiny_process.py", f"--folder={tmp_path}", f"--end={end}")
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(last.format(HERE))
+    assert done.stderr.count("error:") == 1
+    assert ("Traceback" in done.stderr) == before
+
+
+def test_a_signal_that_comes_twice_at_once_saves_and_is_told_once(tmp_path):
+    # Slurm sends it to make and to the launcher, and make passes it on.
+    settings = json.dumps(
+        RUN | {"accumulation": 1, "steps": 4000, "save_steps": 1000, "evaluate": 5000, "log_steps": 1}
+    )
+    flags = [
+        "--standalone",
+        "--nproc_per_node=2",
+        "tests/tiny_run.py",
+        f"--folder={tmp_path}",
+        f"--settings={settings}",
+    ]
+    machine = Machine([], tmp_path / "log", *flags)
+    until = time.monotonic() + 60
+    while not (tmp_path / "metrics.jsonl").exists() or len(records(tmp_path)) < 3:
+        assert time.monotonic() < until, machine.log.read_text()
+        time.sleep(0.1)
+    machine.process.terminate()
+    machine.process.terminate()
+    assert machine.end() == (130, f"error: interrupted; nothing was left under a final name, {AGAIN}")
+    assert machine.log.read_text().count("error:") == 1
+    assert len(checkpoints(tmp_path)) == 1
+
+
+@pytest.fixture
+def ssh(tmp_path):
+    """A function that puts a stand-in for ssh in the path."""
+
+    def put(script):
+        (tmp_path / "ssh").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "ssh").chmod(0o755)
+        return {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+
+    return put
+
+
+def test_machines_of_a_host_file_are_started_by_ssh(tmp_path, ssh):
+    found = ssh('echo "$3" >> "$0.reached"; exec env -u NCCL_SOCKET_IFNAME sh -c "$4"')
+    (tmp_path / "hosts").write_text("# ours\n127.0.0.1 slots=8\nsecond slots=8\n\nthird\n")
+    flags = ["--nnodes=2", f"--hostfile={tmp_path / 'hosts'}", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    secret = {"NCCL_SOCKET_IFNAME": "ib0", "HF_TOKEN": "secret"}
+    done = launch(*flags, "--nproc_per_node=2", "tests/tiny_process.py", f"--folder={tmp_path}", **found, **secret)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ssh.reached").read_text() == "second\n"
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(4)]
+    assert [one["LOCAL_RANK"] for one in told] == ["0", "1", "0", "1"]
+    assert {(one["WORLD_SIZE"], one["NCCL_SOCKET_IFNAME"]) for one in told} == {("4", "ib0")}
+
+
+def test_a_machine_that_ssh_does_not_reach_is_named(tmp_path, ssh):
+    (tmp_path / "hosts").write_text("127.0.0.1\nsecond\n")
+    flags = ["--nnodes=2", f"--hostfile={tmp_path / 'hosts'}", f"--rdzv_endpoint=127.0.0.1:{free_port()}"]
+    flags.append("--rdzv_conf=timeout=20")
+    done = launch(*flags, "tests/tiny_process.py", f"--folder={tmp_path}", **ssh("exit 255"))
+    assert done.returncode
+    assert done.stderr.splitlines()[-1].startswith(
+        "error: ssh second ended with status 255; can it log in without a password"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--nnodes=3", "--hostfile=hosts"], "hosts: has 2 machines, and 3 are to take part"),
+        (["--nnodes=2", "--hostfile=none"], "No such file or directory"),
+        (
+            ["--nnodes=2", "--rdzv_conf=timeout=1", "--rdzv_endpoint=127.0.0.1:{}"],
+            "error: the 2 machines did not meet at 127.0.0.1:",
+        ),
+    ],
+)
+def test_machines_that_do_not_meet_are_told_in_a_line(tmp_path, flags, message):
+    (tmp_path / "hosts").write_text("a\nb\n")
+    flags = [flag.replace("=hosts", f"={tmp_path / 'hosts'}").format(free_port()) for flag in flags]
+    done = launch(*flags, "tests/tiny_process.py", f"--folder={tmp_path}")
+    assert done.returncode
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_only_torchs_own_errors_mean_that_the_others_are_gone():
+    assert (
+        failures.lost(RuntimeError("[pair.cc:547] Connection closed by peer [10.0.0.1]:1"))
+        == "a process of another machine is gone"
+    )
+    assert "does not answer" in failures.lost(RuntimeError("[unbound_buffer.cc:81] Timed out waiting 4000ms for recv"))
+    assert "is gone" in failures.lost(torch.distributed.DistBackendError("NCCL error: ncclRemoteError: A call failed"))
+    assert failures.lost(RuntimeError("shapes do not match")) is None
+    assert failures.lost(TimeoutError("timed out")) is None
+    assert failures.lost(ConnectionResetError("Connection reset by peer")) is None
+
+
+def failure(exitcode=1, timestamp=5, message="", kind=None):
+    about = {
+        "message": {"message": message, "extraInfo": {"py_callstack": "Traceback...\n", "timestamp": "5", "kind": kind}}
+    }
+    left = about if kind else {"message": "<NONE>"}
+    return SimpleNamespace(exitcode=exitcode, timestamp=timestamp, message="", error_file_data=left)
+
+
+def test_of_several_failures_the_one_that_the_others_follow_from_is_told():
+    missing, late = failure(kind="lost", message="gone", timestamp=1), failure(kind="bug", message="late", timestamp=8)
+    early, killed = failure(2, kind="told", message="the disk is full", timestamp=7), failure(-9, timestamp=9)
+    stopped = (
+        failure(130, kind="interrupted", message="interrupted", timestamp=1),
+        failure(-15, timestamp=1),
+        failure(-9, timestamp=40),
+    )
+    followed = dict(enumerate([missing, *stopped]))
+    assert failures.cause({4: late, 5: early, 6: killed} | followed) == 6
+    assert failures.cause({4: late, 5: late} | followed) == 4
+    assert failures.cause({5: early} | followed) == 5
+    assert failures.cause(followed) == 0
+    assert failures.describe({0: missing, 2: early}, "a") == ("error: the disk is full", 2)
+    assert failures.describe({0: missing}, "a") == (f"error: process 0 on a had to stop: gone; {AGAIN}", 1)
+    assert failures.describe({0: failure(-6, kind="lost", message="gone")}, "a")[0].endswith(
+        f"had to stop: gone; {AGAIN}"
+    )
+    assert failures.describe({1: late}, "a") == ("Traceback...\nerror: process 1 on a failed: late; all others stop", 1)
+    assert failures.describe({4: failure(3)}, "a") == ("error: process 4 on a failed: status 3; all others stop", 1)
+    assert failures.describe({4: stopped[0]}, "a") == ("error: interrupted", 130)

@@ -44,7 +44,9 @@ def run(main: Callable[..., None]) -> None:
     except UserError as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; nothing was left under a final name, the same command goes on", 130))
+        sys.exit(
+            _complain("interrupted; nothing was left under a final name, the same command goes on", 130, "interrupted")
+        )
     except Exception as error:
         if what := failures.lost(error):
             sys.exit(_complain(what, 1, "lost"))

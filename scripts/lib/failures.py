@@ -8,11 +8,14 @@ import json
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
 FILE = "TORCHELASTIC_ERROR_FILE"
+# Kinds of reasons, those that others follow from first.
+ORDER = ("killed", "bug", "told", "lost", "interrupted")
+LATER = 20  # seconds, less than the 30 that torchrun gives processes before it kills them
 AGAIN = "the same command goes on from the last checkpoint"
 # How gloo, NCCL and torch's store say that nobody answers, and that a connection was closed, by the other side or by a process
 # that found out before this one. They raise RuntimeError or a DistError with such a text.
@@ -58,7 +61,7 @@ def leave(message: str, *, traceback: str = "", kind: str = "told") -> bool:
     Args:
         message: a line.
         traceback: of a bug.
-        kind: 'told' for what a user is told, 'bug', or 'lost' where only others are missing.
+        kind: 'told' for what a user is told, 'interrupted', 'bug', or 'lost' where only others are missing.
     """
     path = os.environ.get(FILE)
     if path is None:
@@ -79,32 +82,42 @@ def describe(failures: Mapping[int, Failed], machine: str) -> tuple[str, int]:
     Returns:
         One line, a bug's traceback before it; and the process's own status if that says something, else 1.
     """
-    rank = cause([(rank, failure) for rank, failure in failures.items()])
+    rank = cause(failures)
     failure = failures[rank]
-    kind, message, traceback = _left(failure)
+    kind, message, shown = _left(failure)
     who = f"process {rank} on {machine}"
-    if failure.exitcode < 0:
+    if kind in ("told", "interrupted"):
+        return f"error: {message}", failure.exitcode if failure.exitcode > 0 else 1
+    if kind == "lost":
+        return f"error: {who} had to stop: {message}; {AGAIN}", 1
+    if kind == "killed":
         name = signal.Signals(-failure.exitcode).name
         why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
         return f"error: {who} was killed by {name}{why}; all others stop, {AGAIN}", 1
-    if kind == "told":
-        return f"error: {message}", failure.exitcode
-    if kind == "lost":
-        return f"error: {who} had to stop: {message}; {AGAIN}", 1
-    return f"{traceback}error: {who} failed: {message or f'status {failure.exitcode}'}; all others stop", 1
+    return f"{shown}error: {who} failed: {message or f'status {failure.exitcode}'}; all others stop", 1
 
 
-def cause(failures: Sequence[tuple[int, Failed]]) -> int:
-    """The rank of the process that the others follow from: one killed by a signal, which leaves no reason, before one that failed by
-    itself, before those that only miss another; of several the first.
+def cause(failures: Mapping[int, Failed]) -> int:
+    """The rank of the process that the others follow from; of several like it the first.
+
+    torchrun lists those that it stopped itself, too: a while later, by SIGTERM, which some take for an interruption, or at last by SIGKILL.
     """
-    return min(failures, key=lambda one: (one[1].exitcode >= 0, _left(one[1])[0] == "lost", one[1].timestamp))[0]
+    begun = min(failure.timestamp for failure in failures.values())
+
+    def place(rank: int) -> tuple[int, int]:
+        failure = failures[rank]
+        kind = _left(failure)[0]
+        if kind == "killed" and (failure.exitcode == -signal.SIGTERM or failure.timestamp - begun > LATER):
+            return len(ORDER), failure.timestamp
+        return ORDER.index(kind), failure.timestamp
+
+    return min(failures, key=place)
 
 
 def _left(failure: Failed) -> tuple[str, str, str]:
-    """Kind, message and traceback that a process left."""
+    """Kind, message and what is to be shown, as the process left them, or 'killed' or 'bug' if it left nothing."""
     message = failure.error_file_data.get("message")
     if not isinstance(message, dict):
-        return "bug", "", ""
+        return ("killed" if failure.exitcode < 0 else "bug"), "", ""
     about = message["extraInfo"]
     return about.get("kind", "bug"), message["message"], about["py_callstack"]
