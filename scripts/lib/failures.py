@@ -15,6 +15,10 @@ from typing import Protocol
 FILE = "TORCHELASTIC_ERROR_FILE"
 # Kinds of reasons, those that others follow from first.
 ORDER = ("killed", "bug", "told", "lost", "interrupted")
+WHY = {
+    "SIGKILL": ", as the system does when memory runs out",
+    "SIGABRT": ", as NCCL's watchdog does when another process does not answer (see above)",
+}
 LATER = 20  # seconds, less than the 30 that torchrun gives processes before it kills them
 AGAIN = "the same command goes on from the last checkpoint"
 # How gloo, NCCL and torch's store say that nobody answers, and that a connection was closed, by the other side or by a process
@@ -92,8 +96,7 @@ def describe(failures: Mapping[int, Failed], machine: str) -> tuple[str, int]:
         return f"error: {who} had to stop: {message}; {AGAIN}", 1
     if kind == "killed":
         name = signal.Signals(-failure.exitcode).name
-        why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-        return f"error: {who} was killed by {name}{why}; all others stop, {AGAIN}", 1
+        return f"error: {who} was killed by {name}{WHY.get(name, '')}; all others stop, {AGAIN}", 1
     return f"{shown}error: {who} failed: {message or f'status {failure.exitcode}'}; all others stop", 1
 
 
