@@ -33,8 +33,8 @@ GPUS ?= 0##        accelerators to train on (of each machine), from the profile 
 GPU ?= A100-80##   of `make estimate`: which ones (A100-40, A100-80, H100, H200, L40S, 4090)
 ESTIMATE ?= #     of `make estimate`: more flags of scripts/estimate.py (--utilisation=, --translate=, --input_price=, --output_price=)
 NODES ?= 1##       machines to train on; they share this folder, at the same path (README, "More GPUs, more machines")
-HOSTFILE ?= #    of NODES: `name slots=8` a line, the first this machine; the others are reached by pdsh over ssh
-MASTER ?= #      of NODES without ssh: the first machine's name; then `make join-cpt NODE=1` on the second, and so on
+HOSTFILE ?= #    of NODES: a machine a line, the first this one; the others are reached by ssh without a password
+MASTER ?= #      of NODES without ssh: the first machine's name, `:port` if not 29500; the same command on all, with NODE=
 NODE ?= 0##        of NODES without ssh: this machine's number, from 0
 
 D := data/$(PROFILE)
@@ -78,16 +78,21 @@ conf = $(or $(CONF-$(1)),$(wildcard $(CONF)/$(1).yaml))
 run = $(PY) scripts/$(1).py $(addprefix --config=,$(call conf,$(2)))
 manifests = $(addsuffix /manifest.json,$(1))
 
-# How training starts: a process alone, one for each GPU, the same on each of several machines; by DeepSpeed's launcher where it may
-# use ssh, which both kinds of data parallel can be started by.
+# How training starts: a process alone, or torchrun's (scripts/launch.py), one for each GPU, on this machine or on each of several.
 several := $(filter-out 0 1,$(GPUS))
 nodes := $(filter-out 1,$(NODES))
-$(if $(nodes),$(if $(strip $(HOSTFILE) $(MASTER)),,$(error NODES=$(NODES): say HOSTFILE= (machines reached by ssh) or MASTER= (the first machine; `make join-cpt` on the others))))
-torchrun = -m torch.distributed.run --nproc_per_node=$(or $(several),1)
-ssh = -m deepspeed.launcher.runner --hostfile=$(strip $(HOSTFILE)) --num_nodes=$(NODES) --num_gpus=$(or $(several),1) --no_local_rank
-by-hand = $(torchrun) --nnodes=$(NODES) --node_rank=$(NODE) --master_addr=$(strip $(MASTER))
-launcher = $(if $(nodes),$(if $(strip $(HOSTFILE)),$(ssh),$(by-hand)),$(if $(several),$(torchrun) --standalone))
-train = $(PY) $(launcher) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
+further := $(filter-out 0,$(NODE))
+by-hand := $(if $(nodes),$(if $(strip $(HOSTFILE)),,yes))
+$(if $(by-hand),$(if $(strip $(MASTER)),,$(error NODES=$(NODES): say HOSTFILE= (machines reached by ssh) or MASTER= (the first machine; the same command on the others, with NODE=1 and so on))))
+# Further machines wait as long as the first one may take to make what training reads: an hour.
+meeting = --nnodes=$(NODES) --rdzv_conf=timeout=3600 $(if $(by-hand),--node_rank=$(NODE) --rdzv_endpoint=$(strip $(MASTER))$(if $(findstring :,$(MASTER)),,:29500),--hostfile=$(strip $(HOSTFILE)))
+launcher = $(if $(several)$(nodes),scripts/launch.py --nproc_per_node=$(or $(several),1) $(if $(nodes),$(meeting),--standalone))
+# All machines have to train the same stage. A further one does nothing else: only the first one's make looks at what training reads.
+$(if $(further),$(if $(filter cpt sft,$(MAKECMDGOALS)),$(if $(word 2,$(MAKECMDGOALS)),$(error NODE=$(NODE): one stage a command, cpt or sft)),$(error NODE=$(NODE): say cpt or sft, what the first machine trains)))
+asked = $(if $(by-hand),$(if $(filter $(1),$(MAKECMDGOALS)),,$(error $(1) has to be trained first: `make $(1)` on all $(NODES) machines)))
+train = $(call asked,$(1))$(PY) $(launcher) scripts/$(1).py $(addprefix --config=,$(call conf,$(1)))
+# Where a job system sets them they count machines; in the scripts they count processes, and torchrun sets them.
+unexport RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT PET_NNODES PET_NODE_RANK PET_NPROC_PER_NODE PET_MASTER_ADDR PET_MASTER_PORT
 flags-cpt = --model=$(at-init) --base=$(MODELS)/$(BASE) --pack=$(at-pack) --out=$(at-cpt)
 flags-sft = --model=$(pretrained) --instructions=$(at-instruct) --held_out=$(at-pack)/held_out --out=$(at-sft)
 # A signal lets the processes finish their step and save: torchrun kills them after this many seconds (30, if its torch is older than that).
@@ -143,6 +148,8 @@ facts-sft := $(strip $(MERGE))
 facts-eval := $(BASE) $(TARGET) $(PROMPTS)
 facts-report := $(TEXTS) $(FOLDERS) $(ANNOTATE) $(TRANSLATE) $(MERGE)
 
+trained = $(if $(further),taking-part-in-$(1),$(at-$(1))/manifest.json)
+
 ##@ The pipeline
 .PHONY: all demo fetch dedup annotate filter tokenizer init pack cpt merge translate reward instruct sft eval leaks report export
 all: report ## everything, up to the report
@@ -156,12 +163,12 @@ filter: $(at-filter)/manifest.json ## corpus without poor documents; the trained
 tokenizer: $(at-tokenizer)/manifest.json ## the new tokenizer
 init: $(at-init)/manifest.json ## the base model with the new vocabulary
 pack: $(at-pack)/manifest.json ## training sequences, held-out documents
-cpt: $(at-cpt)/manifest.json ## continued pre-training, CE + KL
+cpt: $(call trained,cpt) ## continued pre-training, CE + KL
 merge: $(at-merge)/manifest.json ## init and cpt interpolated, tensor by tensor (if MERGE, where sft starts)
 translate: $(call manifests,$(translated)) ## instructions of TRANSLATE in the target language (part of instruct)
 reward: $(at-reward)/manifest.json ## the reward model (if there are PREFERENCES, part of instruct)
 instruct: $(at-instruct)/manifest.json ## the instruction set: checked, deduplicated, filtered by the reward model, mixed
-sft: $(at-sft)/manifest.json ## instruction tuning
+sft: $(call trained,sft) ## instruction tuning
 eval: $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%)) ## scores of base, init, cpt and sft
 leaks: $(at-leaks)/manifest.json ## evaluation items that occur in the training text
 report: $(at-report)/manifest.json ## one HTML page about it all, and a model card for each final checkpoint
@@ -244,13 +251,10 @@ $(K)/%: FORCE
 .PHONY: FORCE
 FORCE:
 
-##@ More machines
-.PHONY: join-cpt join-sft
-# Nothing is a prerequisite: the first machine has made everything that training reads, and only its make looks after it.
-join-cpt: ## on each further machine of NODES with MASTER=: take part in the first one's `make cpt`
-	$(call train,cpt) $(flags-cpt)
-join-sft: ## the same for `make sft`
-	$(call train,sft) $(flags-sft)
+# On a further machine nothing is a prerequisite: the first one has made all that training reads.
+.PHONY: taking-part-in-cpt taking-part-in-sft
+taking-part-in-cpt taking-part-in-sft: taking-part-in-%:
+	$(call train,$*) $(flags-$*)
 
 ##@ Using a checkpoint
 .PHONY: chat serve compare

@@ -2,7 +2,7 @@
 
     python scripts/cpt.py --model=checkpoints/demo/init --base=checkpoints/models/smollm2-135m --pack=data/demo/pack \
         --out=checkpoints/demo/cpt --config=configs/demo/cpt.yaml
-    torchrun --nproc_per_node=8 scripts/cpt.py ...        (several GPUs; DeepSpeed by `deepspeed:` in the YAML)
+    python scripts/launch.py --standalone --nproc_per_node=8 scripts/cpt.py ...   (torchrun: several GPUs; DeepSpeed by `deepspeed:`)
 
 Reads:  the initialised model (and what its rows.json says of the rows), the packed rows and held-out documents, the base model
         if it is the reference or kl_target is to be held, prompts if given.
@@ -86,6 +86,7 @@ def main(
     on_spike: guard.OnSpike = "stop",
     prompts: Path | None = None,
     report_to: list[trackers.Name] = [],  # noqa: B006
+    timeout_seconds: int = machine.TIMEOUT_SECONDS,
     seed: int = 0,
 ) -> None:
     """Train all weights with L = CE + kl_weight * KL(P_new || P_ref) (the paper's equation 1).
@@ -142,6 +143,8 @@ def main(
             way its rows are written down in spike-<step>.jsonl.
         prompts: as eval.py's; the first four are answered at each evaluation.
         report_to: trackers beside metrics.jsonl: tensorboard, trackio, wandb.
+        timeout_seconds: of several processes, how long one waits for the others before it counts them as lost; longer than the first
+            one takes to write a checkpoint.
         seed: of everything random.
     """
     settings = dict(locals())

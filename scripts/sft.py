@@ -72,6 +72,7 @@ def main(
     on_spike: guard.OnSpike = "stop",
     prompts: Path | None = None,
     report_to: list[trackers.Name] = [],  # noqa: B006
+    timeout_seconds: int = machine.TIMEOUT_SECONDS,
     seed: int = 0,
 ) -> None:
     """Fine-tune on dialogues, packed, with the loss on answers only (the paper's section 3.3).
@@ -112,6 +113,8 @@ def main(
             way its rows are written down in spike-<step>.jsonl.
         prompts: as eval.py's; the first four are answered at each evaluation.
         report_to: trackers beside metrics.jsonl: tensorboard, trackio, wandb.
+        timeout_seconds: of several processes, how long one waits for the others before it counts them as lost; longer than the first
+            one takes to write a checkpoint.
         seed: of everything random.
     """
     settings = dict(locals())

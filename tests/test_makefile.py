@@ -10,10 +10,11 @@ import yaml
 from conftest import ROOT
 
 # Prints, checks, writes, speeds up; no result depends on it.
-PLUMBING = {"cli", "errors", "processor", "progress", "stage", "storage"}
+PLUMBING = {"cli", "errors", "failures", "processor", "progress", "stage", "storage"}
 PICTURES = {"plots"}  # the tokenizer stage's is read by no other stage: a new colour is not worth training anew
 # What shows a training and keeps it safe; none of it makes another model.
 WATCHING = {"disk", "generation", "journal", "plots", "samples", "trackers", "utilisation"}
+MEETING = "scripts/launch.py --nproc_per_node={} --nnodes=2 --rdzv_conf=timeout=3600"
 COMPARISONS = ("init-bench", "kl-bench", "vocab-sweep")
 STAGES = (
     "fetch", "dedup", "annotate", "filter", "tokenizer", "init", "pack", "cpt", "merge", "translate", "reward", "instruct", "sft",
@@ -176,32 +177,50 @@ def test_every_yaml_is_loaded_safely_and_holds_no_number_read_as_text(path):
     [
         ("GPUS=0", ""),
         ("GPUS=1", ""),
-        ("GPUS=8", "-m torch.distributed.run --nproc_per_node=8 --standalone"),
-        (
-            "GPUS=8 NODES=2 MASTER=a",
-            "-m torch.distributed.run --nproc_per_node=8 --nnodes=2 --node_rank=0 --master_addr=a",
-        ),
-        (
-            "GPUS=8 NODES=2 HOSTFILE=h",
-            "-m deepspeed.launcher.runner --hostfile=h --num_nodes=2 --num_gpus=8 --no_local_rank",
-        ),
+        ("GPUS=8", "scripts/launch.py --nproc_per_node=8 --standalone"),
+        ("GPUS=8 NODES=2 MASTER=a", f"{MEETING.format(8)} --node_rank=0 --rdzv_endpoint=a:29500"),
+        ("GPUS=0 NODES=2 MASTER=a:1", f"{MEETING.format(1)} --node_rank=0 --rdzv_endpoint=a:1"),
+        ("GPUS=8 NODES=2 HOSTFILE=h", f"{MEETING.format(8)} --hostfile=h"),
     ],
 )
 def test_training_is_launched_on_all_gpus_of_all_machines(tmp_path, variables, launch):
+    goals = ("cpt", "sft")
     printed = make(
-        "-n", "sft", *variables.split(), "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c"
+        "-n", *goals, *variables.split(), "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c"
     ).stdout
-    for stage in ("cpt", "sft"):
+    for stage in goals:
         (started,) = re.findall(rf"^py (.*)scripts/{stage}\.py --", printed, re.MULTILINE)
         assert started.strip() == launch
 
 
-def test_a_further_machine_joins_with_the_same_flags_and_makes_nothing_else(tmp_path):
+def test_a_further_machine_takes_part_with_the_same_flags_and_makes_nothing_else(tmp_path):
     variables = ["GPUS=8", "NODES=2", "MASTER=a", "PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c"]
-    first = make("-n", "sft", *variables).stdout.splitlines()
+    first = make("-n", "cpt", "sft", *variables).stdout.splitlines()
     for stage in ("cpt", "sft"):
-        (joined,) = make("-n", f"join-{stage}", "NODE=1", *variables).stdout.splitlines()
-        assert joined.replace("--node_rank=1", "--node_rank=0") in first
+        (line,) = make("-n", stage, "NODE=1", *variables).stdout.splitlines()
+        assert line.replace("--node_rank=1", "--node_rank=0") in first
+
+
+@pytest.mark.parametrize(
+    ("goals", "message"),
+    [
+        ("eval NODE=1", "say cpt or sft, what the first machine trains"),
+        ("cpt sft NODE=1", "one stage a command"),
+        ("sft", "cpt has to be trained first: `make cpt` on all 2 machines"),
+        ("all", "cpt has to be trained first"),
+    ],
+)
+def test_machines_that_would_not_train_the_same_stage_are_refused(tmp_path, goals, message):
+    folders = ["PROFILE=demo", f"K={tmp_path}", "PYTHON=py", f"C={tmp_path}/c"]
+    process = make("-n", *goals.split(), "NODES=2", "MASTER=a", *folders, check=False)
+    assert process.returncode != 0
+    assert message in process.stderr
+
+
+def test_a_job_system_does_not_make_processes_of_machines():
+    told = dict.fromkeys(("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "PET_NNODES", "PET_NODE_RANK"), "1")
+    printed = make("--eval=show: ; @env", "show", **told).stdout
+    assert not set(told) & {line.partition("=")[0] for line in printed.splitlines()}
 
 
 def test_several_machines_without_a_way_to_reach_them_are_refused():

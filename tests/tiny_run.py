@@ -4,7 +4,7 @@
 
 Settings: `steps`, `batch_size`, `accumulation`, `save_steps`, `log_steps`, `keep`, `evaluate`, `base_bits` (a budget), `poisoned`
 (a row of random tokens after rows that are all alike), `on_spike`, `report_to`, `learning_rate`, `die` ([step, pass] at which
-`signal` comes, to `only_rank`).
+`signal` comes, to `only_rank`), `timeout` (seconds that a process waits for the others).
 """
 
 import json
@@ -23,7 +23,7 @@ from lib import budget, cli, machine, objective, packing, reference, training, v
 LENGTH = 16
 DEFAULTS = {
     "steps": 12, "batch_size": 2, "accumulation": 2, "save_steps": 2, "log_steps": 1, "keep": 2, "evaluate": 3, "base_bits": None,
-    "poisoned": None, "on_spike": "stop", "report_to": [], "learning_rate": 1e-2, "die": None, "signal": 9, "only_rank": None, "seed": 0,
+    "poisoned": None, "on_spike": "stop", "report_to": [], "learning_rate": 1e-2, "die": None, "signal": 9, "only_rank": None, "seed": 0, "timeout": 600,
 }  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def run(folder, **settings):
         warmup_steps=1, max_grad_norm=1.0, batch_size=settings["batch_size"], accumulation=settings["accumulation"], epochs=1.0,
         max_steps=settings["steps"], precision="fp32", gradient_checkpointing=False, deepspeed=None,
         save_steps=settings["save_steps"], log_steps=settings["log_steps"], keep_checkpoints=settings["keep"], seed=0,
+        timeout_seconds=settings["timeout"],
     )  # fmt: skip
     trained, frozen = tiny_model(len(tokenizer)), tiny_model(len(tokenizer))
     held = reference.Reference("init", frozen, tokenizer, tokenizer)

@@ -12,6 +12,7 @@ import inspect
 import os
 import signal
 import sys
+import traceback
 import types
 import typing
 from collections.abc import Callable
@@ -21,14 +22,17 @@ import fire
 import pydantic
 import yaml
 
-from lib import progress, storage
+from lib import failures, progress, storage
 from lib.errors import UserError
 
 CONFIG = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | None)
 
 
 def run(main: Callable[..., None]) -> None:
-    """Run `main` from the command line; a user's mistake becomes one line and exit status 2."""
+    """Run `main` from the command line; a user's mistake becomes one line and exit status 2.
+
+    One of several processes leaves its line to the launcher (lib/failures.py).
+    """
     os.environ.setdefault("PAGER", "cat")  # Fire pages its help, even in a pipe
     signal.signal(signal.SIGTERM, _interrupt)
     name = Path(sys.argv[0]).name
@@ -40,9 +44,16 @@ def run(main: Callable[..., None]) -> None:
     except UserError as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; nothing was left under a final name, the same command goes on", 130))
+        sys.exit(
+            _complain("interrupted; nothing was left under a final name, the same command goes on", 130, "interrupted")
+        )
     except Exception as error:
+        if what := failures.lost(error):
+            sys.exit(_complain(what, 1, "lost"))
         if not _is_full_disk(error):
+            about = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+            if failures.leave(about, traceback=traceback.format_exc(), kind="bug"):
+                sys.exit(1)
             raise
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         sys.exit(_complain(f"the disk is full{where}; free some space, the same command goes on", 28))
@@ -219,9 +230,10 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in full or "No space left on device" in text or "PytorchStreamWriter" in text
 
 
-def _complain(message: str, status: int) -> int:
+def _complain(message: str, status: int, kind: str = "told") -> int:
     progress.close()
-    print(f"error: {message}", file=sys.stderr)
+    if not failures.leave(message, kind=kind):
+        print(f"error: {message}", file=sys.stderr)
     return status
 
 

@@ -1,11 +1,12 @@
 """What a training run runs on: attention, precision, processes and Trainer's arguments for them.
 
-Processes are torchrun's or DeepSpeed's launcher's, one a GPU (on CPUs over gloo); RANK and WORLD_SIZE tell them apart, on one
+Processes are torchrun's (scripts/launch.py), one a GPU (on CPUs over gloo); RANK and WORLD_SIZE tell them apart, on one
 machine and on several. Their folders are on a file system that all of them share: the process of rank 0 writes what there is one of.
 """
 
 import contextlib
 import ctypes
+import datetime
 import importlib.util
 import inspect
 import logging
@@ -27,6 +28,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "flash_attention_2"]
 # Of mallopt: blocks from this size on go back to the system when they are freed, and so does that much at the heap's end. In bytes.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = (-3, 1 << 30), (-1, (1 << 31) - 1)
+# How long a process waits for the others before it counts them as lost. Longest it waits while the first one writes a checkpoint's
+# weights: a 7B model's 28 GB in fp32 are there in 5 minutes at 100 MB/s, a slow shared disk. Also what torch itself gives NCCL.
+TIMEOUT_SECONDS = 600
 # What a launcher would say to one process alone; torch finds a free port for 0.
 ALONE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 
@@ -75,6 +79,7 @@ def arguments(
     log_steps: int,
     keep_checkpoints: int,
     seed: int,
+    timeout_seconds: int = TIMEOUT_SECONDS,
 ) -> TrainingArguments:
     """Trainer's arguments from a script's settings; checkpoints go to `folder`/checkpoints.
 
@@ -84,11 +89,14 @@ def arguments(
     Raises:
         UserError: DeepSpeed is asked for and missing, or its settings are.
     """
+    several = count_processes() > 1
     if deepspeed is not None:
-        _start_deepspeed(deepspeed)
+        _start_deepspeed(deepspeed, timeout_seconds)
+    elif several and not on_cuda():
+        # Here, because TrainingArguments pass no timeout on where there are only CPUs.
+        torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
     if not on_cuda():
         keep_freed_memory()
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     made = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         learning_rate=learning_rate,
@@ -112,6 +120,7 @@ def arguments(
         data_seed=seed,
         use_cpu=not on_cuda(),
         ddp_backend="gloo" if several and not on_cuda() else None,
+        ddp_timeout=timeout_seconds,
         remove_unused_columns=False,
         disable_tqdm=True,
         report_to="none",
@@ -179,7 +188,7 @@ def finish_distributed() -> None:
         os._exit(0)
 
 
-def _start_deepspeed(settings: Path) -> None:
+def _start_deepspeed(settings: Path, timeout_seconds: int = TIMEOUT_SECONDS) -> None:
     """Ready DeepSpeed for TrainingArguments, without a launcher as one process alone (DeepSpeed would ask MPI)."""
     if not settings.is_file():
         raise UserError(f"deepspeed: {settings}: no such file")
@@ -201,7 +210,7 @@ def _start_deepspeed(settings: Path) -> None:
     # Its reductions by shared memory, for inference, would be compiled first: a minute, and only where there is a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Here, because TrainingArguments make a process group that DeepSpeed knows nothing of if there are only CPUs.
-    deepspeed.init_distributed(dist_backend="gloo")
+    deepspeed.init_distributed(dist_backend="gloo", timeout=datetime.timedelta(seconds=timeout_seconds))
 
 
 def _is_installed(package: str) -> bool:

@@ -38,11 +38,12 @@ from lib.journal import METRICS, Journal, append_lines, mean_losses
 from lib.objective import PARTS, Objective
 
 PROBE_TOKENS = 4096  # a forward pass of the held-out evaluation
+SAME_SIGNAL = 1.0  # seconds after a signal in which another one is no second wish
 ASIDE = "incomplete"  # where a checkpoint is written before it gets its name
 SUMS = (*PARTS, "loss", "tokens", "flops", "steps")  # of an interval, over passes and processes
 
 # Settings that an interrupted run may go on under when changed: no weight depends on them but after a spike.
-ADJUSTABLE = ("keep_checkpoints", "on_spike", "report_to")
+ADJUSTABLE = ("keep_checkpoints", "on_spike", "report_to", "timeout_seconds")
 
 __all__ = ["METRICS", "LanguageTrainer", "held_out_probe", "newest_checkpoint", "run"]
 
@@ -84,6 +85,7 @@ class LanguageTrainer(Trainer):
         self.guard = Guard()
         self.tokens = self.tokens_here = 0  # of the whole run; since this process began
         self.idle = 0.0  # seconds spent on evaluating and saving
+        self._asked = 0.0
         self.asked_to_stop = self.stopping = False  # this process; all of them, from the end of the step on
         self.shape = utilisation.shape(self.model)
         self.reference_shape = utilisation.shape(reference) if reference is not None else None
@@ -354,11 +356,16 @@ class LanguageTrainer(Trainer):
         self.idle += time.time() - begun
 
     def stop(self, *_: object) -> None:
-        """Signal handler: finish the step, save, leave; a second signal ends the run at once."""
-        self.asked_to_stop = True
+        """Signal handler: finish the step, save, leave; a second signal ends the run at once.
+
+        Unless it comes at the heels of the first: a job system's signal reaches make and torchrun, and make passes it on, too.
+        """
+        if self.asked_to_stop:
+            if time.monotonic() - self._asked > SAME_SIGNAL:
+                raise KeyboardInterrupt
+            return
+        self.asked_to_stop, self._asked = True, time.monotonic()
         progress.say("stopping: saving a checkpoint after this step (once more to stop at once)")
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def run(
