@@ -60,11 +60,11 @@ def test_compose_is_valid():
 
 
 def test_compose_services():
-    run = compose(
-        "config", "--format", "json", USER_ID="4242", GIT_COMMIT="abc", HF_TOKEN="hf_1", OPENAI_API_KEY="sk-1"
-    )
+    given = {"USER_ID": "4242", "GIT_COMMIT": "abc", "HF_TOKEN": "hf_1", "OPENAI_API_KEY": "sk-1"}
+    run = compose("--profile", "test", "config", "--format", "json", **given)
     services = json.loads(run.stdout)["services"]
-    assert sorted(services) == ["cpu", "gpu"]
+    assert sorted(services) == ["cpu", "gpu", "test"]
+    assert services["test"]["profiles"] == ["test"]  # not built or started by who does not ask for it
     (reservation,) = services["gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (reservation["driver"], reservation["count"], reservation["capabilities"]) == ("nvidia", -1, ["gpu"])
     assert "deploy" not in services["cpu"]
@@ -73,11 +73,23 @@ def test_compose_services():
             mount["target"]: mount.get("read_only", False) for mount in service["volumes"] if mount["type"] == "bind"
         }
         assert mounted == {"/vikhr/data": False, "/vikhr/checkpoints": False, "/vikhr/configs": True}
+        assert {mount["target"] for mount in service["volumes"] if mount["type"] == "volume"} == {"/vikhr/.cache"}
         assert service["environment"]["HF_TOKEN"] == "hf_1"
         assert service["build"]["args"]["USER_ID"] == "4242"
         assert set(service["build"]["args"]) <= set(arguments_of_dockerfile())
         assert not {"hf_1", "sk-1"} & set(service["build"]["args"].values())  # they would stay in the image's history
     assert services["cpu"]["build"]["args"]["REQUIREMENTS"] == "requirements/base.txt"
+    assert services["test"]["build"]["args"]["REQUIREMENTS"] == "requirements/dev.txt"
+
+
+def test_every_cache_is_in_the_volume_and_the_volume_is_the_users():
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    caches = dict(re.findall(r"(\w+)=(/vikhr/\.cache\S*)", text))
+    assert {"XDG_CACHE_HOME", "HF_HOME", "NUMBA_CACHE_DIR", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"} == set(
+        caches
+    )
+    # A new volume has the owner of the folder that it covers.
+    assert re.search(r"install --directory --owner=vikhr --group=vikhr .*/vikhr/\.cache$", text, re.MULTILINE)
 
 
 def test_no_secret_has_a_value_in_the_file():
@@ -91,7 +103,16 @@ def test_context_is_a_list_of_what_may_enter():
         line for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines() if line[:1] not in ("", "#")
     ]
     assert rules[0] == "*"
-    for needed in ("Makefile", "requirements/", "scripts/", "configs/", "data/builtin/", "tests/", "pyproject.toml"):
+    for needed in (
+        "Makefile",
+        "requirements/",
+        "scripts/",
+        "configs/",
+        "data/builtin/",
+        "tests/",
+        "cluster/",
+        "pyproject.toml",
+    ):
         assert f"!{needed}" in rules
     assert rules.index("!data/") < rules.index("data/*") < rules.index("!data/builtin/")
     assert rules.index("!checkpoints/") < rules.index("checkpoints/*")
