@@ -205,6 +205,8 @@ def test_ordinary_text_breaks_no_rule(code):
     found = list(documents.read(ROOT / "data" / "builtin" / "languages" / f"{code}.jsonl", language=code))
     assert len(found) == 12
     for document in found:
-        assert rules.broken(document["text"], language, limits | {"wrong_language": 0.9, "few_stop_words": 0.02}) is None
+        assert (
+            rules.broken(document["text"], language, limits | {"wrong_language": 0.9, "few_stop_words": 0.02}) is None
+        )
         letters = {c for c in document["text"].lower() if languages.in_script(c, *language.scripts)}
         assert letters <= set(language.alphabet)
