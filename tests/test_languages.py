@@ -61,7 +61,8 @@ def test_a_languages_file_is_whole_and_agrees_with_itself(code):
     assert len(language.phone_region) == 2
     assert language.phone_words
     assert bool(language.latin_words) == (language.scripts != ("Latin",))
-    # What the site's navigation says is boilerplate, but for the names of goods and the like.
+    # What the site's navigation says is boilerplate, but for the names of goods and the like; "Home" in any case.
+    assert language.has_boilerplate(language.menu[0])
     assert sum(map(language.has_boilerplate, language.menu)) >= 6 * len(language.scripts)
     assert not any(map(language.has_boilerplate, language.spam))
 
