@@ -103,7 +103,7 @@ def test_only_what_the_window_reaches_is_compared(trained, base):
 
 def test_the_mean_is_a_ratio_of_sums_with_an_interval_over_documents():
     found = divergence.summarise([Divergence(4.0, 8, 16), Divergence(1.0, 12, 14)], seed=1)
-    assert found == {"value": 0.25, "low": 0.08333, "high": 0.5, "documents": 2, "positions": 20, "compared": 20 / 30}
+    assert found == {"value": 0.25, "low": 0.0833, "high": 0.5, "documents": 2, "positions": 20, "compared": 20 / 30}
     # A document that can't be spelt in the base's tokens has no say.
     some = divergence.summarise([Divergence(4.0, 8, 16), Divergence(0.0, 0, 0)], seed=1)
     assert (some["value"], some["low"], some["high"], some["documents"]) == (0.5, 0.5, 0.5, 1)
