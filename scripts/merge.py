@@ -128,7 +128,7 @@ def _angles(report: dict[str, dict]) -> tuple[dict[str, object], str]:
 def _fits(report: dict[str, dict]) -> tuple[dict[str, object], str]:
     """For the manifest and the closing line: how far the instruct model's rows are from the base's, before and after the map."""
     fits = {name: {key: line[key] for key in ("apart", "left")} for name, line in report.items() if "apart" in line}
-    said = [f"{name} {fit['apart']:.1%} apart, {fit['left']:.1%} of it not linear" for name, fit in fits.items()]
+    said = [f"{name} {fit['apart']:.1%} apart, {fit['left']:.1%} after the map" for name, fit in fits.items()]
     return {"fits": fits}, ", ".join(said) or "rows as they were"
 
 
