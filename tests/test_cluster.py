@@ -104,6 +104,14 @@ def test_under_slurm_the_image_is_pyxis_affair(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_under_slurm_what_is_up_to_date_needs_no_other_machine(tmp_path):
+    (tmp_path / "make").write_text("#!/bin/bash\necho 'make: Nothing to be done'\n")
+    (tmp_path / "make").chmod(0o755)
+    done = job_step(tmp_path, "cpt")
+    assert (done.returncode, done.stdout) == (0, "cpt is up to date\n")
+    assert not (tmp_path / "srun.flags").exists()
+
+
 def test_a_slurm_job_says_what_it_trains(tmp_path):
     done = subprocess.run(["bash", str(SBATCH)], capture_output=True, text=True)
     assert done.returncode

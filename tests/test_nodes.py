@@ -239,6 +239,7 @@ def test_a_signal_that_comes_twice_at_once_saves_and_is_told_once(tmp_path):
         assert time.monotonic() < until, machine.log.read_text()
         time.sleep(0.1)
     machine.process.terminate()
+    time.sleep(0.05)  # two that are waiting would be one
     machine.process.terminate()
     assert machine.end() == (130, f"error: interrupted; nothing was left under a final name, {AGAIN}")
     assert machine.log.read_text().count("error:") == 1
