@@ -101,7 +101,7 @@ def metadata(
         for name, manifest in sources.items()
         if manifest["settings"].get("type") == "hub" and training & set(used.get(name, []))
     ]
-    told = eval_results(row, run["table"]["columns"], run["results"]) if row and not run["random_model"] else None
+    told = eval_results(row, run["table"]["columns"], run["manifests"]) if row and not run["random_model"] else None
     source = run["base_source"]
     return ModelCardData(
         language=list(dict.fromkeys([run["language"], *spoken])),
@@ -127,9 +127,12 @@ def licence(name: str | None) -> dict[str, str]:
     return {"license": "other", "license_name": re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")}
 
 
-def eval_results(row: Mapping, columns: Sequence[Mapping], results: Mapping[str, Mapping]) -> list[EvalResult]:
+def eval_results(row: Mapping, columns: Sequence[Mapping], manifests: Mapping[str, Mapping]) -> list[EvalResult]:
     """Bits per byte and tasks of a row of the score table for the hub's `model-index`, each with its interval in its name."""
-    measured = next(found for found in results.values() if found.get("checkpoint") == row["checkpoint"])
+    measured = next(each for each in manifests.values() if each["results"].get("checkpoint") == row["checkpoint"])
+    files = {
+        Path(file).stem: f" ({file})" for file in measured["settings"].get("tasks") or []
+    }  # a task's own or the hub's items
     found = []
     for column in columns:
         cell = row["cells"][column["key"]]
@@ -137,10 +140,10 @@ def eval_results(row: Mapping, columns: Sequence[Mapping], results: Mapping[str,
             continue
         interval = f"95% interval {cell['low']:.4f} to {cell['high']:.4f}"
         if column["group"] == "tasks":
-            task = measured["tasks"][column["task"]]
+            task = measured["results"]["tasks"][column["task"]]
             about = {
                 "dataset_type": column["task"],
-                "dataset_name": f"{column['title']}, {task['items']:,} items",
+                "dataset_name": f"{column['title']}, {task['items']:,} items{files.get(column['task'], '')}",
                 "metric_type": task["metric"],
                 "metric_name": f"{task['metric']}, {task.get('shots', 0)}-shot, {interval}",
             }
