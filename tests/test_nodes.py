@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT
 from test_reliability import RUN, checkpoints, records, weights
 
-from lib import failures
+from lib import failures, training
 
 HERE = socket.gethostname()
 AGAIN = "the same command goes on from the last checkpoint"
@@ -221,8 +221,18 @@ def test_a_failure_on_one_machine_is_told_in_its_last_line(tmp_path, end, status
     assert ("Traceback" in done.stderr) == before
 
 
-def test_a_signal_that_comes_twice_at_once_saves_and_is_told_once(tmp_path):
+def test_a_signal_that_comes_twice_at_once_is_no_second_wish():
     # Slurm sends it to make and to the launcher, and make passes it on.
+    trainer = SimpleNamespace(asked_to_stop=False, _asked=0.0)
+    training.LanguageTrainer.stop(trainer)
+    training.LanguageTrainer.stop(trainer)
+    assert trainer.asked_to_stop
+    trainer._asked -= 2 * training.SAME_SIGNAL
+    with pytest.raises(KeyboardInterrupt):
+        training.LanguageTrainer.stop(trainer)
+
+
+def test_signals_to_the_launcher_save_and_are_told_once(tmp_path):
     settings = json.dumps(
         RUN | {"accumulation": 1, "steps": 4000, "save_steps": 1000, "evaluate": 5000, "log_steps": 1}
     )
