@@ -98,3 +98,8 @@ def test_an_error_begins_a_line_even_beside_an_open_bar(capsys):
     next(bar)
     assert cli._complain("broken", 2) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: broken"
+
+
+def test_settings_are_shown_a_line_each(capsys):
+    cli.show({"seed": 1, "corpus": [Path("a"), Path("b/c")]})
+    assert capsys.readouterr().err == "  seed    1\n  corpus  a, b/c\n"

@@ -118,7 +118,8 @@ def show(settings: dict[str, object]) -> None:
         return
     width = max(map(len, settings), default=0)
     for name, value in settings.items():
-        print(f"  {name:<{width}}  {value}", file=sys.stderr)
+        told = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"  {name:<{width}}  {told}", file=sys.stderr)
 
 
 def _collect(main: Callable[..., None], argv: list[str], name: str) -> dict[str, str]:
