@@ -127,9 +127,9 @@ def test_files_that_cannot_be_read_are_errors(tmp_path):
     (tmp_path / "items.jsonl").write_text('{"premise": \n')
     with pytest.raises(UserError, match=r"items\.jsonl: can't be read as json"):
         load("ruxnli", {"ruxnli": tmp_path / "items.jsonl"})
-    (tmp_path / "items.csv").write_text("premise,hypothesis,label\n")
-    with pytest.raises(UserError, match=r"items\.csv: no items there"):
-        load("ruxnli", {"ruxnli": tmp_path / "items.csv"})
+    datasets.Dataset.from_list([NLI[0]]).select([]).to_parquet(tmp_path / "items.parquet")
+    with pytest.raises(UserError, match=r"items\.parquet: can't be read as parquet .*no data"):
+        load("ruxnli", {"ruxnli": tmp_path / "items.parquet"})
     for key in ("ruxnli", "ruxnli.validation"):
         write(tmp_path / f"{key}.jsonl", NLI)
     with pytest.raises(UserError, match=r"ruxnli\.validation and ruxnli are the same items"):

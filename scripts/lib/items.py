@@ -121,12 +121,9 @@ def read_items(key: str, path: Path, cache: Path) -> datasets.Dataset:
             part = part.add_column("part", [file.stem] * part.num_rows)
         parts.append(part)
     try:
-        found = datasets.concatenate_datasets(parts)
+        return datasets.concatenate_datasets(parts)
     except LOADING as error:
         raise UserError(f"data: {key}: {path}: files of different columns ({str(error).splitlines()[0]})") from None
-    if not found.num_rows:
-        raise UserError(f"data: {key}: {path}: no items there")
-    return found
 
 
 def with_items(
