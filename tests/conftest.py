@@ -39,3 +39,18 @@ def script():
         )
 
     return run
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """The tiny model's; a test file that wants another one has a fixture of that name."""
+    import tiny_model  # here, because it takes torch along
+
+    return tiny_model.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    import tiny_model
+
+    return tiny_model.model(len(tokenizer))

@@ -23,16 +23,6 @@ TEXTS = {"ru": "Поезд остановился посреди поля, и с
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return tiny_model.model(len(tokenizer))
-
-
-@pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """A model folder and its base's, held-out documents and dialogues, prompts."""
     folder = tmp_path_factory.mktemp("inputs")

@@ -17,16 +17,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return tiny_model.model(len(tokenizer))
-
-
 @torch.no_grad()
 def naive_bits(model, ids):
     """The sum of -log2 softmax over one sequence, every token but the first."""

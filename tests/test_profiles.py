@@ -41,8 +41,9 @@ def test_every_stage_reads_its_settings(profile, stage):
     if stage in ("report", "estimate") and not settings.exists():
         return
     required = {name for name, p in inspect.signature(main).parameters.items() if p.default is inspect.Parameter.empty}
-    paths = dict.fromkeys(required - set(cli.load_yaml(settings)), "given/by/the/makefile")
-    cli.resolve(main, {"config": str(settings), **paths})
+    given = set(cli.load_yaml(settings))
+    paths = dict.fromkeys(required - given, "given/by/the/makefile")
+    assert given <= cli.resolve(main, {"config": str(settings), **paths}).keys()
 
 
 @pytest.mark.parametrize("profile", [*BIG, *OTHER_LANGUAGES])

@@ -14,16 +14,6 @@ from lib.losses import IGNORED
 SHORT = [{"role": "user", "content": "Да?"}, {"role": "assistant", "content": " Нет.\n"}]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return tiny_model.model(len(tokenizer))
-
-
 def test_runs_of_counted_tokens_by_hand():
     ids, labels = list(range(8)), [IGNORED, IGNORED, 2, 3, IGNORED, 5, IGNORED, 7]
     whole = list(replies.spans(ids, labels, 100))

@@ -3,23 +3,12 @@
 import itertools
 
 import pytest
-import tiny_model
 import torch
 
 from lib import metrics, speed, unseen
 from lib.errors import UserError
 
 TEXT = "На столе лежат старые письма. Поезд остановился посреди поля, правильно? " * 4
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_model.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return tiny_model.model(len(tokenizer))
 
 
 def test_a_prompt_and_what_follows_it():
