@@ -235,6 +235,7 @@ ablations := $(patsubst %/manifest.json,%,$(wildcard $(D)/ablations/*/manifest.j
 $(at-report)/manifest.json: $(call key-of,report) $(at-sft)/manifest.json $(call manifests,$(CHECKPOINTS:%=$(at-eval)/%) $(ablations)) $(at-leaks)/manifest.json | $(READY)
 	$(call run,report,report) --fetched=$(call list,$(fetched)) --dedup=$(at-dedup) --filter=$(at-filter) $(if $(strip $(ANNOTATE)),--annotations=$(at-annotations)) --tokenizer=$(at-tokenizer) --init=$(at-init) --pack=$(at-pack) --cpt=$(at-cpt) $(if $(strip $(MERGE)),--merge=$(at-merge)) $(if $(translated),--translated=$(call list,$(translated))) $(addprefix --reward=,$(reward)) --instruct=$(at-instruct) --sft=$(at-sft) --evaluations=$(call list,$(CHECKPOINTS:%=$(at-eval)/%)) --leaks=$(at-leaks) $(if $(ablations),--ablations=$(call list,$(ablations))) --out=$(@D)
 
+$(if $(filter init cpt merge sft,$(EXPORT)),,$(error EXPORT=$(EXPORT): say which checkpoint: init, cpt, merge or sft))
 # With the card that the report stage has left; looked for when the rule's turn comes, after a report made by the same command.
 card = $(wildcard $(at-report)/cards/$(1)/README.md)
 $(at-export)/%/manifest.json: $(call key-of,export) $$(model-$$*)/manifest.json $$(call card,$$*) | $(READY)

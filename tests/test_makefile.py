@@ -258,3 +258,8 @@ def test_a_language_of_no_source_retrains_nothing():
         assert listed.count(f"configs/languages/{code}.yaml") == listed.count("configs/languages/en.yaml") == 2
         assert f"configs/languages/{other}" not in listed
         assert listed.split()[-1] == code
+
+
+def test_a_checkpoint_that_there_is_not_is_not_exported():
+    done = subprocess.run(["make", "-n", "export", "EXPORT=stf"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "EXPORT=stf: say which checkpoint: init, cpt, merge or sft" in done.stderr
